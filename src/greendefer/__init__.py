@@ -1,0 +1,34 @@
+"""Blocking code inside Twisted, and Twisted inside blocking code, on one thread, through gevent.
+
+::
+
+    import greendefer
+    greendefer.install()
+"""
+
+from .bridge import wait_for_deferred, wait_for_greenlet
+from .decorators import blocking_from_greenlet, defer_to_greenlet, green_deferred, with_options
+from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDeadlock
+from .policy import PoolStats, Timeouts
+from .pool import GreenPool
+from .reactor import install
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "CallTimeout",
+    "GreenPool",
+    "GreendeferError",
+    "PoolClosed",
+    "PoolFull",
+    "PoolStats",
+    "Timeouts",
+    "WouldDeadlock",
+    "blocking_from_greenlet",
+    "defer_to_greenlet",
+    "green_deferred",
+    "install",
+    "wait_for_deferred",
+    "wait_for_greenlet",
+    "with_options",
+]

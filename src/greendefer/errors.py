@@ -1,0 +1,43 @@
+"""Every error that greendefer itself raises or puts into a Deferred."""
+
+from __future__ import annotations
+
+from twisted.internet import defer
+
+
+class GreendeferError(Exception):
+    """The base of greendefer's own errors.
+
+    Raised as it is where a call can't be made at all: no reactor is installed, the installed
+    reactor does not run on gevent's hub, or the calling thread is not the reactor's.
+    """
+
+
+class PoolFull(GreendeferError):
+    """The pool runs as many calls as it may, and as many wait as ``max_queued`` allows.
+
+    It is the result of the call's Deferred, which has fired when the call returns.
+    """
+
+
+class PoolClosed(GreendeferError):
+    """The pool takes no more calls: ``close()`` was called, or the reactor has stopped.
+
+    It is the result of the Deferred of a call made after that, of one that was still queued then,
+    and of one that was killed when the grace of ``close(grace=...)`` was over.
+    """
+
+
+class CallTimeout(GreendeferError, defer.TimeoutError, TimeoutError):
+    """A call, or a wait, took longer than its timeout.
+
+    It is also Twisted's :class:`twisted.internet.defer.TimeoutError` and the builtin
+    :class:`TimeoutError`. The latter is an :class:`OSError`, so ``except OSError`` catches it.
+    """
+
+
+class WouldDeadlock(GreendeferError):
+    """A wait that could never end: only whoever is about to wait could fire what it waits for.
+
+    The message says what to write instead.
+    """

@@ -1,0 +1,125 @@
+"""What a call is allowed: options as plain data, checked where they are given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+OnCancel = Literal["kill", "abandon"]
+"""What becomes of a running call that nobody waits for any more."""
+
+_ON_CANCEL = get_args(OnCancel)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long a call may take, in seconds on a monotonic clock; ``None`` is no limit.
+
+    Whichever limit is over first makes the Deferred errback with :class:`CallTimeout`, in the
+    reactor's greenlet.
+
+    :param total: from the call to its result.
+    :param queued: from the call to its start, while the pool has no slot for it.
+    :param running: from its start to its result.
+    :param on_expiry: what becomes of a call that runs when its time is over. ``"kill"`` ends its
+        greenlet: its ``finally`` blocks run. ``"abandon"`` lets it finish unheard: a late result
+        or exception is dropped. ``None``: the strongest that its carrier can do. Either way it
+        holds its slot until it has really ended.
+    :raises TypeError: a limit is not a number.
+    :raises ValueError: a limit is negative or not a number (NaN), or `on_expiry` is unknown.
+    """
+
+    total: float | None = None
+    queued: float | None = None
+    running: float | None = None
+    on_expiry: OnCancel | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("total", "queued", "running"):
+            check_seconds(f"Timeouts({name}=...)", getattr(self, name))
+        if self.on_expiry is not None and self.on_expiry not in _ON_CANCEL:
+            raise ValueError(
+                f"Timeouts(on_expiry=...) must be 'kill', 'abandon' or None, not {self.on_expiry!r}"
+            )
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """How a pool stands: counts of its calls, taken at one moment.
+
+    At every moment ``submitted == running + queued + completed + failed + cancelled + timed_out
+    + rejected``, and ``running + lingering <= size`` unless the pool was resized below that.
+    """
+
+    size: int
+    """How many calls may run at once."""
+    submitted: int
+    """All calls ever made on the pool."""
+    running: int
+    """Calls that hold a slot and whose Deferred is still open."""
+    lingering: int
+    """Calls whose Deferred has fired (cancelled, timed out) and that have not ended yet. They
+    hold their slot."""
+    queued: int
+    """Calls that have no slot of their own yet. (One that runs in the slot of a call that waits
+    for it is among them: see :func:`wait_for_deferred`.)"""
+    completed: int
+    """Calls that returned."""
+    failed: int
+    """Calls that raised."""
+    cancelled: int
+    """Calls ended by ``Deferred.cancel()``, or killed by ``close(grace=...)``."""
+    timed_out: int
+    """Calls that took too long."""
+    rejected: int
+    """Calls that never ran because the pool was full or closed."""
+
+
+def check_seconds(what: str, value: float | None) -> None:
+    """Refuse anything that is not a length of time.
+
+    :raises TypeError: `value` is not a number.
+    :raises ValueError: `value` is negative or NaN.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
+    if math.isnan(value) or value < 0:
+        raise ValueError(f"{what} must be 0 or more seconds, or None for no limit, not {value!r}")
+
+
+def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:
+    """Read a ``timeout=`` option: ``5`` means ``Timeouts(total=5)``.
+
+    :raises TypeError: `value` is neither a number nor a :class:`Timeouts`.
+    :raises ValueError: `value` is negative or NaN.
+    """
+    if value is None or isinstance(value, Timeouts):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{what} must be seconds, a Timeouts or None, not {value!r}")
+    check_seconds(what, value)
+    return Timeouts(total=value)
+
+
+def check_on_cancel(what: str, value: OnCancel) -> None:
+    """Refuse an unknown ``on_cancel=``.
+
+    :raises ValueError: `value` is neither ``"kill"`` nor ``"abandon"``.
+    """
+    if value not in _ON_CANCEL:
+        raise ValueError(f"{what} must be 'kill' or 'abandon', not {value!r}")
+
+
+def check_count(what: str, value: int, least: int) -> None:
+    """Refuse anything that is not a whole number of at least `least`.
+
+    :raises TypeError: `value` is not an int.
+    :raises ValueError: `value` is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value!r}")

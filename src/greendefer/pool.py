@@ -1,0 +1,143 @@
+"""Pools of greenlets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from .admission import Pool
+from .carriers import Carrier
+from .carriers.greenlets import GreenletCarrier, PinnedCarrier
+from .home import Home
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class GreenPool(Pool):
+    """Runs calls in greenlets of the reactor's thread, at most `size` of them at once.
+
+    The greenlets are workers that are used again, as threads of a thread pool are: what a call
+    leaves in a ``threading.local`` (patched) or a ``gevent.local.local`` is there for a later
+    call on the same worker. A worker that nobody needed for 10 to 20 seconds ends.
+
+    ::
+
+        http = GreenPool(50, max_queued=1000, name="http")
+        d = http.submit(requests.get, "https://example.org/")
+
+    A pool may be made before the reactor is installed, at the top of a module for instance. It
+    belongs to the reactor of its first call, and is closed when that stops, with one second of
+    grace.
+
+    :param size: how many calls run at once.
+    :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
+    :param name: what it is called in messages.
+    :raises TypeError: `size` or `max_queued` is not a whole number, or `name` is not a string.
+    :raises ValueError: `size` is below 1, or `max_queued` below 0.
+    """
+
+    def _make_carrier(self, home: Home) -> Carrier:
+        return GreenletCarrier(home)
+
+    def worker(self) -> PoolWorker:
+        """Keep one worker for several calls, for what is tied to its thread or greenlet: a
+        transaction, a cursor.
+
+        ::
+
+            async with pool.worker() as w:
+                await w.submit(connection.begin)
+                await w.submit(connection.execute, sql)
+
+        It holds one slot of the pool from enter to exit, and counts there as one call; ``async
+        with`` waits for a free slot. Its calls run one at a time, in order. Leaving the block
+        waits for those submitted; when an exception leaves it, a call that still runs is killed,
+        and queued ones fail with :class:`PoolClosed`.
+
+        :returns: an async context manager, whose value has :meth:`submit`.
+        """
+        return PoolWorker(self)
+
+
+class PoolWorker(Pool):
+    """One worker of a pool, in ``async with pool.worker() as w``: see :meth:`GreenPool.worker`."""
+
+    _carrier: PinnedCarrier
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(1, name=f"worker of {pool.name or 'a pool'}")
+        self._pool = pool
+        self._entered: Deferred[None] | None = None
+
+    def _make_carrier(self, home: Home) -> Carrier:
+        return PinnedCarrier(home)
+
+    def submit(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """Run ``f(*args, **kwargs)`` on this worker, after the calls submitted before.
+
+        :returns: a Deferred of its result, which fires in the reactor's greenlet. Cancelling it
+            ends the call, and not the worker.
+        :raises RuntimeError: outside of its ``async with``.
+        :raises TypeError: `f` is not callable.
+        """
+        if self._entered is None:
+            raise RuntimeError(
+                "A worker is there inside of its block only: async with pool.worker() as w: "
+                "await w.submit(f)"
+            )
+        return super().submit(f, *args, **kwargs)
+
+    async def __aenter__(self) -> PoolWorker:
+        if self._entered is not None:
+            raise RuntimeError("This worker was entered before: ask for another, pool.worker()")
+        self._bind()
+        self.host = host = self._pool._call(self._serve, (), {}, None, "kill")
+        self._entered = entered = Deferred(lambda _: host.cancel())
+
+        def ended(failure: Failure) -> None:
+            if not entered.called:
+                entered.errback(failure)
+
+        host.addErrback(ended)
+        await entered
+        return self
+
+    def _serve(self) -> None:
+        assert self._home is not None
+        assert self._entered is not None
+        self._home.call_soon(_fire_unless_cancelled, self._entered)
+        try:
+            self._carrier.serve()
+        finally:
+            self.close(grace=0)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        host = self.host
+        assert host is not None
+        if exc_type is None:
+            self._closed = True
+            await self._when_idle(Deferred())
+            self._carrier.stop()
+            await host
+        else:
+            await self.close(grace=0)
+            self._carrier.stop()
+
+
+def _fire_unless_cancelled(d: Deferred[None]) -> None:
+    if not d.called:
+        d.callback(None)
+
+
+default_pool = GreenPool(name="default")
+"""The pool of every call that names none."""

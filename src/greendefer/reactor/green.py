@@ -1,0 +1,99 @@
+"""What makes a stock Twisted reactor green, whichever poller it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gevent import monkey
+from greenlet import getcurrent
+
+from .._twistedcontext import make_greenlet_local
+from ._interrupt import InterruptMain
+from .wait import CooperativeWait
+
+if TYPE_CHECKING:
+    from twisted.internet.base import ReactorBase as _Base
+else:
+    _Base = object
+
+#: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
+get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+
+
+class GreenReactor(_Base):
+    """A mixin, first of a reactor's bases: the reactor waits cooperatively, and whatever any
+    greenlet of its thread asks of it takes effect at once.
+
+    A stock reactor may take for granted that nobody calls it while it waits, other threads and
+    signal handlers apart. Here every greenlet may. So each method that changes what the reactor
+    waits for wakes it; a new descriptor needs no waking, the kernel sees it.
+
+    :ivar cooperative_wait: where it waits, and which greenlet is the reactor's.
+    """
+
+    def __init__(self) -> None:
+        self.cooperative_wait = CooperativeWait()
+        make_greenlet_local()
+        super().__init__()
+
+    # Which greenlet is the reactor's.
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        self._in_this_greenlet(super().run, *args, **kwargs)
+
+    def iterate(self, delay: float = 0.0) -> None:
+        self._in_this_greenlet(super().iterate, delay)
+
+    def _in_this_greenlet(self, f: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        wait = self.cooperative_wait
+        outer = wait.greenlet
+        wait.greenlet = getcurrent()
+        try:
+            f(*args, **kwargs)
+        finally:
+            wait.greenlet = outer
+
+    def mainLoop(self) -> None:
+        super().mainLoop()
+        if isinstance(self._signals, InterruptMain) and self._signals.interrupted:
+            raise KeyboardInterrupt
+
+    def _makeSignalHandling(self, installSignalHandlers: bool) -> Any:
+        if installSignalHandlers:
+            return super()._makeSignalHandling(installSignalHandlers)
+        return InterruptMain(self)
+
+    def _reallyStartRunning(self) -> None:
+        super()._reallyStartRunning()
+        if isinstance(self._signals, InterruptMain):
+            self._signals.install()
+
+    # Waking.
+
+    def wakeUp(self) -> None:
+        # callFromThread appends to a list and calls this: in our own thread a pipe is too much.
+        if get_thread_ident() == self.cooperative_wait.hub.thread_ident:
+            self.cooperative_wait.wake()
+        else:
+            super().wakeUp()
+
+    def callLater(
+        self, delay: float, callable: Callable[..., Any], *args: object, **kw: object
+    ) -> Any:
+        call = super().callLater(delay, callable, *args, **kw)
+        self.cooperative_wait.wake_if_parked()
+        return call
+
+    def _moveCallLaterSooner(self, delayedCall: Any) -> None:
+        # DelayedCall.reset() and .delay() call this when the time gets earlier.
+        super()._moveCallLaterSooner(delayedCall)
+        self.cooperative_wait.wake_if_parked()
+
+    def stop(self) -> None:
+        super().stop()
+        self.wakeUp()
+
+    def crash(self) -> None:
+        super().crash()
+        self.wakeUp()

@@ -1,0 +1,118 @@
+"""Run some of Twisted's own tests on one reactor, and write down how each one ended.
+
+    python suite.py stock|green [--patched] --out FILE [TEST ...]
+
+The reactor is both the one that trial itself runs on and the one that every ReactorBuilder test
+builds. ``--patched`` calls ``gevent.monkey.patch_all()`` before anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if "--patched" in sys.argv:
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+REACTORS = {
+    "stock": "twisted.internet.epollreactor.EPollReactor",
+    "green": "greendefer.reactor.native.GreenEPollReactor",
+}
+
+
+def known(kind: str) -> dict[str, str]:
+    """The tests that known.txt lists as `kind`, with the reasons."""
+    lines = Path(__file__).with_name("known.txt").read_text().splitlines()
+    entries = (line.split(None, 2) for line in lines if line and not line.startswith("#"))
+    return {test: reason for what, test, reason in entries if what == kind}
+
+
+def install(kind: str) -> None:
+    if kind == "green":
+        import greendefer
+
+        greendefer.install()
+    else:
+        from twisted.internet import epollreactor
+
+        epollreactor.install()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("reactor", choices=REACTORS)
+    parser.add_argument("--patched", action="store_true")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("tests", nargs="*", default=["twisted"])
+    options = parser.parse_intermixed_args()
+
+    install(options.reactor)
+
+    from twisted.internet.test.reactormixins import ReactorBuilder
+    from twisted.python.reflect import namedAny
+    from twisted.trial import reporter, runner
+
+    ReactorBuilder._reactors = [REACTORS[options.reactor]]
+    built = REACTORS[options.reactor].rpartition(".")[2]
+    if options.reactor == "green":
+        for test, reason in known("skip").items():
+            namedAny(test).skip = reason
+    outcomes: dict[str, str] = {}
+
+    class Recorder(reporter.Reporter):
+        """Writes down the outcome of each test; the worst one, where there are several."""
+
+        def startTest(self, test):
+            print(test.id(), file=self._stream, flush=True)
+            super().startTest(test)
+
+        def _record(self, test, outcome, detail=""):
+            name = test.id().replace(built, "Reactor")
+            if outcomes.get(name, ("passed",))[0] in ("passed", "skipped"):
+                outcomes[name] = (outcome, detail)
+
+        def addSuccess(self, test):
+            self._record(test, "passed")
+            super().addSuccess(test)
+
+        def addError(self, test, error):
+            self._record(test, "failed", str(error))
+            super().addError(test, error)
+
+        def addFailure(self, test, failure):
+            self._record(test, "failed", str(failure))
+            super().addFailure(test, failure)
+
+        def addSkip(self, test, reason):
+            self._record(test, "skipped", str(reason))
+            super().addSkip(test, reason)
+
+        def addExpectedFailure(self, test, failure, todo=None):
+            self._record(test, "passed")
+            super().addExpectedFailure(test, failure, todo)
+
+        def addUnexpectedSuccess(self, test, todo=None):
+            self._record(test, "passed")
+            super().addUnexpectedSuccess(test, todo)
+
+    loader = runner.TestLoader()
+    suite = loader.loadByNames(options.tests, recurse=True)
+    with open(options.out + ".log", "w") as log:
+        trial = runner.TrialRunner(
+            lambda stream, *args: Recorder(log, *args),
+            workingDirectory=options.out + ".trial",
+        )
+        trial.run(suite)
+    with open(options.out, "w") as out:
+        json.dump(outcomes, out, indent=1, sort_keys=True)
+    print(options.reactor, dict(Counter(outcome for outcome, _ in outcomes.values())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""The reactor waits in gevent's hub, and whatever a greenlet asks of it takes effect at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import gevent
+import gevent.socket
+import pytest
+from gevent.event import Event
+from twisted.internet import error
+from twisted.internet.protocol import Protocol, ServerFactory
+
+import greendefer
+
+LATER = 3600.0
+"""An hour: a test that has to wait for this hangs, and so fails."""
+
+
+@pytest.fixture
+def asleep(reactor: Any) -> None:
+    """The reactor is parked in its wait."""
+    while reactor.cooperative_wait._parked is None or reactor.threadCallQueue:
+        gevent.sleep(0)
+
+
+@pytest.mark.usefixtures("asleep")
+class TestWakes:
+    """From a greenlet that is not the reactor's, while the reactor sleeps."""
+
+    def test_call_later(self, reactor: Any) -> None:
+        done = Event()
+        reactor.callLater(0, done.set)
+        assert done.wait(10)
+
+    def test_call_later_when_another_one_is_due_much_later(self, reactor: Any) -> None:
+        much_later = reactor.callLater(LATER, lambda: None)
+        self.let_it_sleep(reactor)
+        done = Event()
+        reactor.callLater(0.001, done.set)
+        assert done.wait(10)
+        much_later.cancel()
+
+    def test_delayed_call_reset(self, reactor: Any) -> None:
+        done = Event()
+        call = reactor.callLater(LATER, done.set)
+        self.let_it_sleep(reactor)
+        call.reset(0)
+        assert done.wait(10)
+
+    def test_delayed_call_delayed_by_less_than_nothing(self, reactor: Any) -> None:
+        done = Event()
+        call = reactor.callLater(LATER, done.set)
+        self.let_it_sleep(reactor)
+        call.delay(-LATER)
+        assert done.wait(10)
+
+    def test_delayed_call_cancel(self, reactor: Any) -> None:
+        called = []
+        call = reactor.callLater(0, called.append, 1)  # the reactor is woken, and has not run yet
+        call.cancel()
+        done = Event()
+        reactor.callLater(0, done.set)
+        assert done.wait(10)
+        assert called == []
+
+    def test_call_from_thread_in_its_own_thread(self, reactor: Any) -> None:
+        done = Event()
+        reactor.callFromThread(done.set)
+        assert done.wait(10)
+
+    def test_call_from_another_thread(self, reactor: Any) -> None:
+        done = Event()
+        pool = gevent.get_hub().threadpool
+        pool.apply(reactor.callFromThread, (done.set,))
+        assert done.wait(10)
+
+    def test_call_when_running(self, reactor: Any) -> None:
+        done = Event()
+        reactor.callWhenRunning(done.set)
+        assert done.wait(10)
+
+    def test_add_and_remove_reader_and_writer(self, reactor: Any) -> None:
+        ours, theirs = socket.socketpair()
+
+        class Descriptor:
+            def __init__(self) -> None:
+                self.read, self.written, self.lost = Event(), Event(), []
+
+            def fileno(self) -> int:
+                return ours.fileno()
+
+            def logPrefix(self) -> str:
+                return "descriptor"
+
+            def doRead(self) -> None:
+                os.read(ours.fileno(), 100)
+                self.read.set()
+
+            def doWrite(self) -> None:
+                self.written.set()
+                reactor.removeWriter(self)
+
+            def connectionLost(self, reason: object) -> None:
+                self.lost.append(reason)
+
+        descriptor = Descriptor()
+        reactor.addReader(descriptor)
+        self.let_it_sleep(reactor)
+        os.write(theirs.fileno(), b"x")
+        assert descriptor.read.wait(10)
+        reactor.addWriter(descriptor)
+        assert descriptor.written.wait(10)
+        descriptor.read.clear()
+        reactor.removeReader(descriptor)
+        os.write(theirs.fileno(), b"x")
+        self.let_it_sleep(reactor)
+        assert not descriptor.read.is_set()
+        assert descriptor not in reactor.getReaders() + reactor.getWriters()
+        ours.close()
+        theirs.close()
+
+    def test_a_regular_file_which_epoll_refuses(self, reactor: Any, tmp_path: Any) -> None:
+        file = (tmp_path / "file").open("w+b", buffering=0)
+        done = Event()
+
+        class Descriptor:
+            fileno = file.fileno
+
+            def logPrefix(self) -> str:
+                return "file"
+
+            def doWrite(self) -> None:
+                reactor.removeWriter(self)
+                done.set()
+
+        reactor.addWriter(Descriptor())
+        assert done.wait(10)
+        file.close()
+
+    @staticmethod
+    def let_it_sleep(reactor: Any) -> None:
+        for _ in range(3):
+            gevent.sleep(0.001)
+        assert reactor.cooperative_wait._parked is not None
+
+
+def test_stop_and_crash_from_a_greenlet_while_it_sleeps(run_program: Any) -> None:
+    for how in "stop", "crash":
+        run_program(
+            f"""
+            import gevent, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            gevent.spawn_later(0.05, reactor.{how})
+            reactor.run()
+            """
+        )
+
+
+class TestFairness:
+    """Whoever is busy all the time leaves turns to the others. Turns are counted, not timed."""
+
+    def test_a_busy_reactor_does_not_starve_greenlets(self, reactor: Any) -> None:
+        turns = {"reactor": 0, "greenlet": 0, "io": 0}
+        ours, theirs = gevent.socket.socketpair()
+        busy = True
+
+        def spin() -> None:
+            turns["reactor"] += 1
+            if busy:
+                reactor.callLater(0, spin)
+
+        def give_way() -> None:
+            while busy:
+                turns["greenlet"] += 1
+                gevent.sleep(0)
+
+        def ping_pong(sock: Any) -> None:
+            while sock.recv(1):
+                turns["io"] += 1
+                sock.send(b"x")
+
+        reactor.callLater(0, spin)
+        greenlets = [gevent.spawn(give_way)]
+        greenlets += [gevent.spawn(ping_pong, sock) for sock in (ours, theirs)]
+        ours.send(b"x")
+        while turns["reactor"] < 1000:
+            gevent.sleep(0)
+        busy = False
+        seen = dict(turns)
+        ours.shutdown(socket.SHUT_RDWR)
+        gevent.joinall(greenlets, timeout=10)
+        assert seen["greenlet"] >= seen["reactor"] / 2
+        assert seen["io"] >= 100
+
+    def test_busy_greenlets_do_not_starve_the_reactor(self, reactor: Any) -> None:
+        turns = {"timer": 0, "io": 0, "greenlet": 0}
+        busy = True
+
+        def tick() -> None:
+            turns["timer"] += 1
+            if busy:
+                reactor.callLater(0.001, tick)
+
+        def spin() -> None:
+            while busy:
+                turns["greenlet"] += 1
+                gevent.sleep(0)
+
+        class Echo(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                turns["io"] += 1
+                self.transport.write(data)
+
+        factory = ServerFactory()
+        factory.protocol = Echo
+        port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+
+        def client() -> None:
+            sock = gevent.socket.create_connection(("127.0.0.1", port.getHost().port))
+            while busy:
+                sock.sendall(b"x")
+                sock.recv(1)
+            sock.close()
+
+        greenlets = [gevent.spawn(spin) for _ in range(100)] + [gevent.spawn(client)]
+        tick()
+        while turns["timer"] < 100 or turns["io"] < 20:
+            gevent.sleep(0)
+        busy = False
+        gevent.joinall(greenlets, timeout=10)
+        greendefer.wait_for_deferred(port.stopListening())
+        # Each of the greenlets had at most a few rounds between two turns of the reactor's.
+        assert turns["greenlet"] / (turns["timer"] + turns["io"]) < 100 * 50
+
+    def test_greenlets_that_one_poll_found_ready_let_the_reactor_in(
+        self, reactor: Any, stats: Any
+    ) -> None:
+        """200 calls that become ready together, each busy for a millisecond: the reactor has its
+        turns among them, and not only when all have run."""
+        pool = greendefer.GreenPool(200)
+        pairs = [gevent.socket.socketpair() for _ in range(200)]
+        ran: list[str] = []
+
+        def call(sock: Any) -> None:
+            sock.recv(1)
+            ran.append("call")
+            until = time.monotonic() + 0.001
+            while time.monotonic() < until:
+                pass
+            sock.close()
+
+        def tick() -> None:
+            ran.append("tick")
+            if len(ran) < 10_000 and ran.count("call") < 200:
+                reactor.callLater(0.001, tick)
+
+        calls = [pool.submit(call, ours) for ours, _ in pairs]
+        while pool.stats().running < 200 or reactor.cooperative_wait._parked is None:
+            gevent.sleep(0)
+        gevent.sleep(0.01)
+        tick()
+        for _, theirs in pairs:
+            os.write(theirs.fileno(), b"x")
+        for d in calls:
+            greendefer.wait_for_deferred(d)
+        for _, theirs in pairs:
+            theirs.close()
+        longest = max(len(run) for run in "".join(kind[0] for kind in ran).split("t"))
+        assert longest <= 5, ran
+        assert stats(pool).completed == 200
+
+
+class TestInstall:
+    def test_twice(self) -> None:
+        with pytest.raises(error.ReactorAlreadyInstalledError):
+            greendefer.install()
+
+    def test_unknown_kind(self) -> None:
+        with pytest.raises(ValueError, match="'native'"):
+            greendefer.install("quantum")
+
+    def test_patched_afterwards(self, run_program: Any) -> None:
+        """It keeps working when the program is patched only after it was installed."""
+        run_program(
+            """
+            import greendefer
+            greendefer.install()
+            from gevent import monkey
+            monkey.patch_all()
+            import time
+            from twisted.internet import reactor
+            d = greendefer.defer_to_greenlet(time.sleep, 0.01)
+            d.addBoth(lambda _: reactor.stop())
+            reactor.run()
+            """
+        )
+
+    def test_it_is_twisteds_epoll_reactor(self, reactor: Any) -> None:
+        from twisted.internet.epollreactor import EPollReactor
+
+        assert isinstance(reactor, EPollReactor)
+
+    def test_select_is_left_as_it_was(self, run_program: Any) -> None:
+        run_program(
+            """
+            import select
+            before = set(vars(select))
+            import greendefer
+            greendefer.install()
+            assert set(vars(select)) == before
+            """
+        )
+
+
+class TestLifeCycle:
+    def test_run_in_a_greenlet_or_in_main_and_from_a_thread(self, run_program: Any) -> None:
+        run_program(
+            """
+            import _thread, greendefer
+            from gevent import monkey
+            start = monkey.get_original("_thread", "start_new_thread")
+            lock = monkey.get_original("_thread", "allocate_lock")()
+            greendefer.install()
+            from twisted.internet import reactor
+            reactor.callLater(0.01, reactor.stop)
+            lock.acquire()
+            def run():
+                reactor.run(installSignalHandlers=False)
+                lock.release()
+            start(run, ())
+            assert lock.acquire(timeout=10)
+            """
+        )
+
+    def test_iterate_from_a_greenlet_while_the_reactor_runs(self, reactor: Any) -> None:
+        done = Event()
+        reactor.callLater(0, done.set)
+        while not done.is_set():
+            reactor.iterate(0)
+        assert reactor.cooperative_wait.greenlet is not gevent.getcurrent()
+
+    def test_an_idle_reactor_sleeps(self, reactor: Any) -> None:
+        """No turn without a reason: none in the time that a hundred wait for something else."""
+        turns = []
+        original = reactor.runUntilCurrent
+        gevent.sleep(0.05)
+        reactor.runUntilCurrent = lambda: (turns.append(1), original())
+        try:
+            for _ in range(100):
+                gevent.sleep(0.001)
+        finally:
+            del reactor.runUntilCurrent
+        assert len(turns) <= 1
