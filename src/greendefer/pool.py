@@ -57,7 +57,8 @@ class GreenPool(Pool):
         It holds one slot of the pool from enter to exit, and counts there as one call; ``async
         with`` waits for a free slot. Its calls run one at a time, in order. Leaving the block
         waits for those submitted; when an exception leaves it, a call that still runs is killed,
-        and queued ones fail with :class:`PoolClosed`.
+        and queued ones fail with :class:`PoolClosed`. So they do when the pool itself is closed
+        and its grace is over; then leaving the block raises that too.
 
         :returns: an async context manager, whose value has :meth:`submit`.
         """
@@ -99,9 +100,11 @@ class PoolWorker(Pool):
         self.host = host = self._pool._call(self._serve, (), {}, None, "kill")
         self._entered = entered = Deferred(lambda _: host.cancel())
 
-        def ended(failure: Failure) -> None:
-            if not entered.called:
-                entered.errback(failure)
+        def ended(failure: Failure) -> Failure | None:
+            if entered.called:
+                return failure  # for __aexit__
+            entered.errback(failure)
+            return None
 
         host.addErrback(ended)
         await entered
@@ -130,6 +133,7 @@ class PoolWorker(Pool):
             self._carrier.stop()
             await host
         else:
+            host.addErrback(lambda _: None)
             await self.close(grace=0)
             self._carrier.stop()
 

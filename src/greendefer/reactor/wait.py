@@ -34,6 +34,7 @@ class CooperativeWait:
         self._parked: greenlet | None = None
         self._woken = False
         self._due = 0.0
+        self._last_round = 0.0
         self._enter(gevent.get_hub())
 
     def _enter(self, hub: Hub) -> None:
@@ -54,8 +55,9 @@ class CooperativeWait:
     def wait(self, timeout: float | None) -> None:
         """Give way to the hub until something happens, or `timeout` seconds have passed.
 
-        With a timeout of 0 the hub still goes round once, input and output included: a reactor
-        that is always busy must not starve greenlets.
+        With a timeout of 0 all others who can run have their turn first: a reactor that is always
+        busy must not starve greenlets. Every :data:`SLICE` the hub goes all the way round,
+        input and output included.
         """
         hub = gevent.get_hub()
         if hub is not self.hub:  # another thread runs the reactor now, or the hub was destroyed
@@ -67,23 +69,30 @@ class CooperativeWait:
         if self._woken:
             timeout = 0.0
         timer = None
-        self._due = monotonic() + SLICE
+        now = monotonic()
+        all_the_way = timeout != 0.0 or now - self._last_round >= SLICE
+        self._due = now + SLICE
         self._parked = getcurrent()
         try:
-            if timeout is not None:
-                timer = self.loop.timer(timeout, priority=self.loop.MAXPRI)
-                # update: libev counts from when its loop last looked at the clock.
-                timer.start(self._resume, update=True)
-            if self._io is not None:
-                self._io.start(self._resume)
+            if not all_the_way:
+                self.loop.run_callback(self._resume)
+            else:
+                if timeout is not None:
+                    timer = self.loop.timer(timeout, priority=self.loop.MAXPRI)
+                    # update: libev counts from when its loop last looked at the clock.
+                    timer.start(self._resume, update=True)
+                if self._io is not None:
+                    self._io.start(self._resume)
             hub.switch()
         finally:
             self._parked = None
             self._woken = False
-            if self._io is not None:
-                self._io.stop()
-            if timer is not None:
-                timer.close()
+            if all_the_way:
+                self._last_round = monotonic()
+                if self._io is not None:
+                    self._io.stop()
+                if timer is not None:
+                    timer.close()
 
     def _resume(self) -> None:
         """End the wait. Runs in the hub, which is the only one that may switch here."""

@@ -1,0 +1,847 @@
+"""Admission: what becomes of a call at each stage, and that the statistics add up."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.local
+import pytest
+from gevent.event import Event
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+
+import greendefer
+from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts, with_options
+
+
+def submit(pool: GreenPool, f: Any, *args: Any, **options: Any) -> Deferred[Any]:
+    """Submit with options, as a decorated function does."""
+    return greendefer.green_deferred(pool=pool, **options)(f)(*args)
+
+
+class TestLimits:
+    def test_size_at_once_and_the_others_in_order(self, gates: Any, stats: Any) -> None:
+        pool = GreenPool(2)
+        started: list[int] = []
+        all_gates = gates(5)
+
+        def call(n: int) -> int:
+            started.append(n)
+            all_gates[n]()
+            assert stats(pool).running <= 2
+            return n
+
+        calls = [pool.submit(call, n) for n in range(5)]
+        assert all_gates[1].entered.wait(10)
+        assert started == [0, 1]
+        assert (stats(pool).running, stats(pool).queued) == (2, 3)
+        for n in range(5):
+            all_gates[n].opened.set()
+            assert greendefer.wait_for_deferred(calls[n]) == n
+        assert started == [0, 1, 2, 3, 4]
+        assert stats(pool).completed == 5
+
+    def test_full(self, gate: Any, stats: Any, result: Any) -> None:
+        pool = GreenPool(1, max_queued=1, name="small")
+        running, queued = pool.submit(gate), pool.submit(len, "four")
+        rejected = result(pool.submit(len, "two"))
+        # At once, where it was called.
+        assert rejected.values
+        assert rejected.greenlets == [gevent.getcurrent()]
+        assert rejected.error() is PoolFull
+        assert "len" in str(rejected.get().value)
+        assert "small" in str(rejected.get().value)
+        assert stats(pool).rejected == 1
+        gate.opened.set()
+        assert greendefer.wait_for_deferred(running) == "through"
+        assert greendefer.wait_for_deferred(queued) == 4
+
+    def test_no_queue_at_all(self, gate: Any, result: Any, stats: Any) -> None:
+        pool = GreenPool(1, max_queued=0)
+        running = pool.submit(gate)
+        assert result(pool.submit(len, "")).error() is PoolFull
+        gate.opened.set()
+        assert greendefer.wait_for_deferred(running) == "through"
+        assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
+        assert stats(pool).completed == 2
+
+    def test_resize_up_starts_queued_calls(self, gates: Any, stats: Any) -> None:
+        pool = GreenPool(1)
+        all_gates = gates(3)
+        calls = [pool.submit(each) for each in all_gates]
+        assert all_gates[0].entered.wait(10)
+        pool.resize(3)
+        assert pool.size == 3
+        assert all_gates[2].entered.wait(10)
+        assert stats(pool).running == 3
+        for each in all_gates:
+            each.opened.set()
+        greendefer.wait_for_deferred(gatherResults(calls))
+
+    def test_resize_down_lets_running_calls_end(self, gates: Any) -> None:
+        pool = GreenPool(3)
+        all_gates = gates(4)
+        calls = [pool.submit(each) for each in all_gates]
+        assert all_gates[2].entered.wait(10)
+        pool.resize(1)
+        assert pool.stats().running == 3
+        for n in range(3):
+            assert not all_gates[3].entered.is_set()
+            all_gates[n].opened.set()
+            greendefer.wait_for_deferred(calls[n])
+        assert all_gates[3].entered.wait(10)
+        all_gates[3].opened.set()
+        greendefer.wait_for_deferred(calls[3])
+
+    def test_a_call_from_a_call_and_from_a_callback(self, stats: Any) -> None:
+        pool = GreenPool(1)
+        inner: list[Deferred[Any]] = []
+        outer = pool.submit(lambda: inner.append(pool.submit(len, "inner")))
+        after = outer.addCallback(lambda _: pool.submit(len, "callback"))
+        assert greendefer.wait_for_deferred(after) == 8
+        assert greendefer.wait_for_deferred(inner[0]) == 5
+        assert stats(pool).completed == 3
+
+    def test_ten_thousand_short_calls(self, stats: Any, reactor: Any) -> None:
+        pool = GreenPool(7)
+        greenlets = set()
+        calls = [pool.submit(int, n) for n in range(10_000)]
+        for call in calls:
+            call.addCallback(lambda n: greenlets.add(gevent.getcurrent()) or n)
+        assert greendefer.wait_for_deferred(gatherResults(calls)) == list(range(10_000))
+        assert greenlets == {reactor.cooperative_wait.greenlet}
+        assert stats(pool).completed == 10_000
+
+
+def at_stage(stage: str, pool: GreenPool, gate: Any, **options: Any) -> Deferred[Any]:
+    """A call that has got as far as `stage`."""
+    if stage == "queued":
+        blocker = pool.submit(gate)
+        call = submit(pool, len, "queued", **options)
+        assert gate.entered.wait(10)
+        blocker.addErrback(lambda f: f.trap(CancelledError, PoolClosed))
+        return call
+    if stage == "about to start":
+        return submit(pool, gate, **options)
+    if stage == "running":
+        call = submit(pool, gate, **options)
+        assert gate.entered.wait(10)
+        return call
+    if stage == "swallowing the kill":
+
+        def swallow() -> str:
+            while not gate.opened.is_set():
+                try:
+                    gate()
+                except gevent.GreenletExit:
+                    pass
+            return "late"
+
+        call = submit(pool, swallow, **options)
+        assert gate.entered.wait(10)
+        return call
+    assert stage == "just finished"
+    done = Event()
+    call = submit(pool, done.set, **options)
+    assert done.wait(10)
+    # Its result is on its way to the reactor's greenlet.
+    assert not call.called
+    assert pool.stats().completed == 1
+    return call
+
+
+STAGES = ["queued", "about to start", "running", "swallowing the kill", "just finished"]
+
+
+def drain(pool: GreenPool, gate: Any, stats: Any) -> None:
+    """Let all end that is there, and see that a call gets through the pool."""
+    gate.opened.set()
+    assert greendefer.wait_for_deferred(pool.submit(len, "after")) == 5
+    s = stats(pool)
+    assert (s.running, s.lingering, s.queued) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+class TestEveryStage:
+    def test_cancel(
+        self, stage: str, gate: Any, stats: Any, result: Any, logged: list[Any]
+    ) -> None:
+        pool = GreenPool(1, name="one")
+        call = at_stage(stage, pool, gate)
+        heard = result(call)
+        call.cancel()
+        assert heard.error() is CancelledError
+        assert heard.greenlets == [gevent.getcurrent()]
+        s = stats(pool)
+        assert s.cancelled == 1
+        assert s.lingering == (stage in ("running", "swallowing the kill"))
+        if stage == "running":
+            assert gate.ended.wait(10)
+        if stage == "swallowing the kill":
+            while not logged_swallowed(logged):
+                gevent.sleep(0)
+            assert "swallow" in logged_swallowed(logged)[0]
+            assert stats(pool).lingering == 1
+        drain(pool, gate, stats)
+        assert len(heard.values) == 1
+        assert stats(pool).cancelled == 1
+        if stage in ("queued", "about to start"):
+            assert not logged_swallowed(logged)
+        if stage == "about to start":
+            assert not gate.entered.is_set()
+
+    def test_cancel_and_abandon(self, stage: str, gate: Any, stats: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        call = at_stage(stage, pool, gate, on_cancel="abandon")
+        heard = result(call)
+        call.cancel()
+        assert heard.error() is CancelledError
+        gevent.sleep(0.001)
+        if stage == "running":
+            assert not gate.ended.is_set()
+            assert stats(pool).lingering == 1
+        drain(pool, gate, stats)
+        assert len(heard.values) == 1
+
+    @pytest.mark.parametrize("on_expiry", ["kill", "abandon", None])
+    def test_time_out(
+        self, stage: str, on_expiry: Any, gate: Any, stats: Any, result: Any, reactor: Any
+    ) -> None:
+        pool = GreenPool(1)
+        if stage == "just finished":
+            # The result was first: it wins, however late it is delivered.
+            call = at_stage(stage, pool, gate, timeout=Timeouts(total=3600, on_expiry=on_expiry))
+            assert result(call).get() is None
+            assert stats(pool).completed == 1
+            return
+        seconds = 0 if stage == "about to start" else 0.05
+        call = at_stage(stage, pool, gate, timeout=Timeouts(total=seconds, on_expiry=on_expiry))
+        heard = result(call)
+        assert heard.error() is CallTimeout
+        assert heard.greenlets == [reactor.cooperative_wait.greenlet]
+        assert isinstance(heard.get().value, TimeoutError)
+        s = stats(pool)
+        assert s.timed_out == 1
+        if stage == "running":
+            if on_expiry == "abandon":
+                assert s.lingering == 1
+                assert not gate.ended.is_set()
+            else:
+                assert gate.ended.wait(10)
+        drain(pool, gate, stats)
+        assert len(heard.values) == 1
+
+    @pytest.mark.parametrize("grace", [None, 0, 0.001])
+    def test_close(
+        self, stage: str, grace: float | None, gate: Any, stats: Any, result: Any, reactor: Any
+    ) -> None:
+        pool = GreenPool(1)
+        heard = result(at_stage(stage, pool, gate))
+        closed = result(pool.close(grace=grace))
+        if grace is None:
+            assert bool(closed.values) is False
+            gate.opened.set()
+        assert closed.get() is None
+        assert closed.greenlets == [reactor.cooperative_wait.greenlet]
+        value = heard.get()
+        if stage == "queued" or (grace is not None and stage != "just finished"):
+            assert value.type is PoolClosed
+        assert heard.greenlets == [reactor.cooperative_wait.greenlet]
+        assert result(pool.submit(len, "")).error() is PoolClosed
+        gate.opened.set()
+        assert result(pool.close()).get() is None
+        s = stats(pool)
+        assert (s.running, s.queued, s.lingering) == (0, 0, 0)
+        assert s.rejected == 1 + (stage == "queued")
+        assert len(heard.values) == 1
+
+
+def logged_swallowed(logged: list[Any]) -> list[str]:
+    return [str(event["log_format"]) for event in logged if "swallow" in event.get("log_format", "")]
+
+
+class TestCancelling:
+    def test_finally_blocks_run_and_may_wait(self, gate: Any, stats: Any, logged: Any) -> None:
+        pool = GreenPool(1)
+        cleaning, cleaned = Event(), Event()
+
+        def call() -> None:
+            try:
+                gate()
+            finally:
+                cleaning.set()
+                gevent.sleep(0.001)
+                cleaned.wait()
+
+        d = pool.submit(call)
+        assert gate.entered.wait(10)
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        assert cleaning.wait(10)
+        assert stats(pool).lingering == 1  # it holds its slot until it has really ended
+        cleaned.set()
+        drain(pool, gate, stats)
+        assert not logged_swallowed(logged)
+
+    def test_a_kill_does_not_hit_the_next_call(self, gates: Any, stats: Any) -> None:
+        """The call ends by itself in the same turn in which it is cancelled."""
+        pool = GreenPool(1)
+        first, second = gates(2)
+        d = pool.submit(first)
+        after = pool.submit(second)
+        assert first.entered.wait(10)
+        first.opened.set()  # it is runnable now, and the kill comes behind
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        assert second.entered.wait(10)
+        second.opened.set()
+        assert greendefer.wait_for_deferred(after) == "through"
+        stats(pool)
+
+    def test_swallowing_and_returning_at_once_is_logged_too(
+        self, gate: Any, stats: Any, logged: Any
+    ) -> None:
+        pool = GreenPool(1)
+
+        def swallow_once() -> str:
+            try:
+                gate()
+            except BaseException:
+                pass
+            return "as if nothing had happened"
+
+        d = pool.submit(swallow_once)
+        assert gate.entered.wait(10)
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        drain(pool, gate, stats)
+        (event,) = [e for e in logged if "swallow" in e.get("log_format", "")]
+        assert "swallow_once" in event["name"]
+
+    def test_cancelling_itself(self, stats: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        box: list[Deferred[Any]] = []
+
+        def call() -> None:
+            box[0].cancel()
+            gevent.sleep(0)
+            raise AssertionError("not reached")
+
+        box.append(pool.submit(call))
+        assert result(box[0]).error() is CancelledError
+        assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
+        assert stats(pool).cancelled == 1
+
+    def test_killed_by_somebody_else(self, gate: Any, stats: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        greenlets = []
+        d = pool.submit(lambda: (greenlets.append(gevent.getcurrent()), gate()))
+        assert gate.entered.wait(10)
+        gevent.kill(greenlets[0])
+        assert result(d).error() is gevent.GreenletExit
+        drain(pool, gate, stats)
+        assert stats(pool).failed == 1
+
+    def test_an_idle_worker_that_somebody_killed_is_replaced(self, stats: Any) -> None:
+        pool = GreenPool(1)
+        worker = greendefer.wait_for_deferred(pool.submit(gevent.getcurrent))
+        while worker not in pool._carrier.idle:  # type: ignore[attr-defined]
+            gevent.sleep(0)
+        gevent.kill(worker)
+        gevent.sleep(0)
+        assert worker.dead
+        assert greendefer.wait_for_deferred(pool.submit(gevent.getcurrent)) is not worker
+        stats(pool)
+
+    def test_what_is_late_is_dropped_quietly(self, gates: Any, stats: Any) -> None:
+        """A result, an exception, and a Deferred that fails: `logged` finds no unhandled error."""
+        pool = GreenPool(3)
+        all_gates = gates(3)
+        failing: Deferred[Any] = Deferred()
+        late = ["value", ValueError("late"), failing]
+        calls = [
+            submit(pool, each, value, on_cancel="abandon")
+            for each, value in zip(all_gates, late, strict=True)
+        ]
+        for d, each in zip(calls, all_gates, strict=True):
+            assert each.entered.wait(10)
+            d.addErrback(lambda f: f.trap(CancelledError))
+            d.cancel()
+            each.opened.set()
+        assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
+        assert stats(pool).lingering == 0
+        assert failing.called
+        del calls, failing, late
+        gc.collect()
+
+
+class TestTimeouts:
+    def test_queued(self, gate: Any, result: Any, stats: Any) -> None:
+        pool = GreenPool(1)
+        running = submit(pool, gate, timeout=Timeouts(queued=0.01))
+        queued = result(submit(pool, len, "", timeout=Timeouts(queued=0.01)))
+        assert queued.error() is CallTimeout
+        assert "waited for a slot" in str(queued.get().value)
+        gate.opened.set()
+        assert greendefer.wait_for_deferred(running) == "through"
+        assert stats(pool).timed_out == 1
+
+    def test_running_starts_to_count_when_it_runs(
+        self, gates: Any, result: Any, stats: Any
+    ) -> None:
+        pool = GreenPool(1)
+        first, second = gates(2)
+        blocker = pool.submit(first)
+        queued = result(submit(pool, second, timeout=Timeouts(running=0.05)))
+        gevent.sleep(0.1)
+        assert not queued.values
+        first.opened.set()
+        assert second.entered.wait(10)
+        assert queued.error() is CallTimeout
+        assert "running" in str(queued.get().value)
+        greendefer.wait_for_deferred(blocker)
+        assert stats(pool).timed_out == 1
+
+    def test_the_first_of_two_limits_counts(self, gate: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        for limits in Timeouts(total=0.01, running=3600), Timeouts(total=3600, running=0.01):
+            assert result(submit(pool, gate, timeout=limits)).error() is CallTimeout
+
+    def test_a_deferred_that_the_call_returned_counts_for_total(
+        self, result: Any, stats: Any
+    ) -> None:
+        pool = GreenPool(1)
+        inner: Deferred[Any] = Deferred()
+        heard = result(submit(pool, lambda: inner, timeout=0.02))
+        assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0  # its slot is free
+        assert heard.error() is CallTimeout
+        assert inner.called
+        assert stats(pool).timed_out == 1
+
+    def test_a_wall_clock_that_jumps_moves_nothing(
+        self, gate: Any, result: Any, monkeypatch: Any
+    ) -> None:
+        pool = GreenPool(1)
+        heard = result(submit(pool, gate, timeout=3600))
+        import time
+
+        really = time.time
+        monkeypatch.setattr(time, "time", lambda: really() + 7200)
+        assert gate.entered.wait(10)
+        gevent.sleep(0.01)
+        assert not heard.values
+        gate.opened.set()
+        assert heard.get() == "through"
+
+    def test_thousands_of_them(self, result: Any, stats: Any) -> None:
+        pool = GreenPool(5000)
+        never = Event()
+        heard = [
+            result(submit(pool, never.wait, timeout=0.05 + n % 7 / 1000)) for n in range(2000)
+        ]
+        quick = [submit(pool, len, "", timeout=3600) for _ in range(2000)]
+        assert greendefer.wait_for_deferred(gatherResults(quick)) == [0] * 2000
+        assert {each.error() for each in heard} == {CallTimeout}
+        while stats(pool).lingering:
+            gevent.sleep(0)
+        assert stats(pool).timed_out == 2000
+        assert pool._home is not None
+        assert len(pool._home.deadlines._heap) < 2100
+
+
+class TestClose:
+    def test_never_used(self, result: Any) -> None:
+        pool = GreenPool(1)
+        assert result(pool.close()).get() is None
+        assert result(pool.submit(len, "")).error() is PoolClosed
+
+    def test_twice(self, gate: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        heard = result(pool.submit(gate))
+        first, second = result(pool.close()), result(pool.close(grace=0.01))
+        assert second.get() is None
+        assert first.get() is None
+        assert heard.error() is PoolClosed
+
+    def test_waits_for_those_that_linger(self, gate: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        d = submit(pool, gate, on_cancel="abandon")
+        assert gate.entered.wait(10)
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        closed = result(pool.close())
+        gevent.sleep(0.001)
+        assert not closed.values
+        gate.opened.set()
+        assert closed.get() is None
+
+
+class TestNesting:
+    """A call that waits for a call on the same pool."""
+
+    @pytest.mark.parametrize("size", [1, 2, 10, 99, 100, 101])
+    @pytest.mark.parametrize("how", ["wait_for_deferred", "blocking_from_greenlet"])
+    def test_a_hundred_deep(self, size: int, how: str, stats: Callable[[GreenPool], Any]) -> None:
+        pool = GreenPool(size)
+
+        @greendefer.green_deferred(pool=pool)
+        def nested(depth: int) -> int:
+            stats(pool)
+            if depth == 0:
+                return 0
+            if how == "wait_for_deferred":
+                return 1 + greendefer.wait_for_deferred(nested(depth - 1))
+            return 1 + greendefer.blocking_from_greenlet(nested)(depth - 1)
+
+        assert greendefer.wait_for_deferred(nested(99)) == 99
+        assert stats(pool).completed == 100
+
+    def test_many_at_once_on_a_small_pool(self, stats: Any) -> None:
+        pool = GreenPool(3)
+
+        @greendefer.green_deferred(pool=pool)
+        def nested(depth: int) -> int:
+            gevent.sleep(0)
+            stats(pool)
+            return 1 + greendefer.wait_for_deferred(nested(depth - 1)) if depth else 0
+
+        calls = [nested(5) for _ in range(20)]
+        assert greendefer.wait_for_deferred(gatherResults(calls)) == [5] * 20
+        assert stats(pool).completed == 120
+
+    def test_over_another_pool_and_back(self, stats: Any) -> None:
+        a, b = GreenPool(1), GreenPool(1)
+
+        def back() -> str:
+            return "back"
+
+        def there() -> str:
+            return greendefer.wait_for_deferred(a.submit(back))
+
+        assert greendefer.wait_for_deferred(
+            a.submit(lambda: greendefer.wait_for_deferred(b.submit(there)))
+        ) == "back"
+        assert stats(a).completed == 2
+
+    def test_behind_others_in_the_queue(self, stats: Any) -> None:
+        pool = GreenPool(1)
+        ran: list[str] = []
+
+        def outer() -> None:
+            others = [pool.submit(ran.append, "other") for _ in range(3)]
+            greendefer.wait_for_deferred(pool.submit(ran.append, "waited for"))
+            ran.append("outer")
+            assert len(others) == 3
+
+        greendefer.wait_for_deferred(pool.submit(outer))
+        greendefer.wait_for_deferred(pool.submit(ran.append, "end"))
+        assert ran == ["waited for", "outer", "other", "other", "other", "end"]
+        stats(pool)
+
+    def test_the_slot_comes_back_before_the_waiter_goes_on(self, gates: Any, stats: Any) -> None:
+        """The wait times out, and the call in the slot takes its time to end."""
+        pool = GreenPool(1)
+        inner_gate, cleanup = gates(2)
+        ran: list[str] = []
+
+        def inner() -> None:
+            try:
+                inner_gate()
+            finally:
+                cleanup()
+                ran.append("inner ended")
+
+        def outer() -> None:
+            try:
+                greendefer.wait_for_deferred(pool.submit(inner), timeout=0.01)
+            except CallTimeout:
+                ran.append("outer timed out")
+
+        d = pool.submit(outer)
+        assert cleanup.entered.wait(10)
+        assert ran == []
+        s = stats(pool)
+        assert (s.running, s.lingering) == (1, 0)
+        cleanup.opened.set()
+        greendefer.wait_for_deferred(d)
+        assert ran == ["inner ended", "outer timed out"]
+        stats(pool)
+
+    def test_cancelling_the_waiter_cancels_both(self, gate: Any, stats: Any) -> None:
+        pool = GreenPool(1)
+        inner: list[Any] = []
+
+        def outer() -> None:
+            inner.append(pool.submit(gate))
+            greendefer.wait_for_deferred(inner[0])
+
+        d = pool.submit(outer)
+        assert gate.entered.wait(10)
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        assert gate.ended.wait(10)
+        drain(pool, gate, stats)
+        assert stats(pool).cancelled == 2
+
+    def test_what_cannot_be_seen_ends_by_timeout(self, result: Any, stats: Any) -> None:
+        pool = GreenPool(1)
+
+        def outer() -> None:
+            queued = [pool.submit(len, "")]
+            greendefer.wait_for_deferred(gatherResults(queued, consumeErrors=True), timeout=0.02)
+
+        assert result(pool.submit(outer)).error() is CallTimeout
+        assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
+        stats(pool)
+
+
+class TestWorkers:
+    """The greenlets are used again, as threads are."""
+
+    def test_locals_live_as_long_as_the_worker(self) -> None:
+        pool = GreenPool(1)
+        mine = gevent.local.local()
+
+        def count() -> int:
+            mine.n = getattr(mine, "n", 0) + 1
+            return mine.n
+
+        counts = [greendefer.wait_for_deferred(pool.submit(count)) for _ in range(3)]
+        assert counts == [1, 2, 3]
+
+    def test_at_most_size_of_them(self) -> None:
+        pool = GreenPool(5)
+        seen = set()
+
+        def call() -> None:
+            seen.add(gevent.getcurrent())
+            gevent.sleep(0)
+
+        calls = [pool.submit(call) for _ in range(100)]
+        greendefer.wait_for_deferred(gatherResults(calls))
+        assert len(seen) <= 5
+
+    def test_idle_ones_end(self, monkeypatch: Any) -> None:
+        from greendefer.carriers import greenlets
+
+        monkeypatch.setattr(greenlets, "IDLE_SECONDS", 0.01)
+        pool = GreenPool(50)
+        calls = [pool.submit(gevent.sleep, 0.001) for _ in range(50)]
+        greendefer.wait_for_deferred(gatherResults(calls))
+        carrier: Any = pool._carrier
+        assert carrier.workers > 1
+        while carrier.workers:
+            gevent.sleep(0.001)
+        assert carrier._trimmer is None
+        assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
+
+
+class TestWorker:
+    """``async with pool.worker() as w``"""
+
+    def test_calls_run_on_one_greenlet_in_order(self, in_reactor: Any, stats: Any) -> None:
+        pool = GreenPool(2)
+        ran: list[int] = []
+
+        def call(n: int) -> Any:
+            gevent.sleep(0.001)
+            ran.append(n)
+            return gevent.getcurrent()
+
+        async def main() -> list[Any]:
+            async with pool.worker() as w:
+                assert stats(pool).running == 1
+                one = await w.submit(call, 1)
+                others = await gatherResults([w.submit(call, n) for n in (2, 3, 4)])
+                assert await pool.submit(gevent.getcurrent) is not one
+                return [one, *others]
+
+        assert len(set(in_reactor(main))) == 1
+        assert ran == [1, 2, 3, 4]
+        assert stats(pool).running == 0
+
+    def test_it_waits_for_a_slot(self, in_reactor: Any, gate: Any) -> None:
+        pool = GreenPool(1)
+        blocker = pool.submit(gate)
+
+        async def main() -> str:
+            async with pool.worker() as w:
+                return await w.submit(str, "in")
+
+        assert gate.entered.wait(10)
+        waiting = gevent.spawn(in_reactor, main)
+        while pool.stats().queued == 0:
+            gevent.sleep(0)
+        gate.opened.set()
+        assert waiting.get() == "in"
+        greendefer.wait_for_deferred(blocker)
+
+    def test_a_full_pool(self, in_reactor: Any, gate: Any) -> None:
+        pool = GreenPool(1, max_queued=0)
+        blocker = pool.submit(gate)
+
+        async def main() -> None:
+            async with pool.worker():
+                raise AssertionError("not reached")
+
+        with pytest.raises(PoolFull):
+            in_reactor(main)
+        gate.opened.set()
+        greendefer.wait_for_deferred(blocker)
+
+    def test_leaving_waits_for_what_was_submitted(self, in_reactor: Any, stats: Any) -> None:
+        pool = GreenPool(1)
+        ran: list[int] = []
+
+        async def main() -> None:
+            async with pool.worker() as w:
+                for n in range(3):
+                    w.submit(lambda n=n: (gevent.sleep(0.001), ran.append(n)))
+
+        in_reactor(main)
+        assert ran == [0, 1, 2]
+        assert stats(pool).running == 0
+
+    def test_an_exception_ends_it(
+        self, in_reactor: Any, gate: Any, stats: Any, result: Any
+    ) -> None:
+        pool = GreenPool(1)
+        heard: list[Any] = []
+
+        async def main() -> None:
+            async with pool.worker() as w:
+                heard.append(result(w.submit(gate)))
+                heard.append(result(w.submit(len, "")))
+                await pool_turn()
+                raise ValueError("leave")
+
+        async def pool_turn() -> None:
+            await greendefer.defer_to_greenlet(gate.entered.wait)
+
+        with pytest.raises(ValueError, match="leave"):
+            in_reactor(main)
+        assert [each.error() for each in heard] == [PoolClosed, PoolClosed]
+        assert gate.ended.wait(10)
+        drain(pool, gate, stats)
+
+    def test_cancelling_a_call_leaves_the_worker(self, in_reactor: Any, gate: Any) -> None:
+        pool = GreenPool(1)
+
+        async def main() -> Any:
+            async with pool.worker() as w:
+                before = await w.submit(gevent.getcurrent)
+                call = w.submit(gate)
+                call.addErrback(lambda f: f.trap(CancelledError))
+                await greendefer.defer_to_greenlet(gate.entered.wait)
+                call.cancel()
+                return before, await w.submit(gevent.getcurrent)
+
+        before, after = in_reactor(main)
+        assert before is after
+        assert gate.ended.is_set()
+
+    def test_closing_the_pool_ends_it(self, in_reactor: Any, gate: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        heard: list[Any] = []
+
+        async def main() -> None:
+            async with pool.worker() as w:
+                heard.append(result(w.submit(gate)))
+                heard.append(result(w.submit(len, "")))
+                await greendefer.defer_to_greenlet(gate.entered.wait)
+                await pool.close(grace=0)
+
+        with pytest.raises(PoolClosed):
+            in_reactor(main)
+        assert [each.error() for each in heard] == [PoolClosed, PoolClosed]
+
+    def test_waiting_for_a_call_behind_it_is_refused(self, in_reactor: Any) -> None:
+        pool = GreenPool(1)
+
+        async def main() -> None:
+            async with pool.worker() as w:
+
+                def outer() -> int:
+                    return greendefer.wait_for_deferred(w.submit(len, ""))
+
+                await w.submit(outer)
+
+        with pytest.raises(greendefer.WouldDeadlock, match="outer"):
+            in_reactor(main)
+
+    def test_outside_of_its_block(self, in_reactor: Any) -> None:
+        pool = GreenPool(1)
+        with pytest.raises(RuntimeError, match="async with"):
+            pool.worker().submit(len, "")
+
+        async def main() -> Any:
+            async with pool.worker() as w:
+                pass
+            return await w.submit(len, "")
+
+        with pytest.raises(PoolClosed):
+            in_reactor(main)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("size", [0, -1])
+    def test_size(self, size: int) -> None:
+        with pytest.raises(ValueError, match=f"at least 1, not {size}"):
+            GreenPool(size)
+        with pytest.raises(ValueError, match="at least 1"):
+            GreenPool(1).resize(size)
+
+    @pytest.mark.parametrize("size", [1.5, "1", None, True, float("nan")])
+    def test_size_of_another_type(self, size: Any) -> None:
+        with pytest.raises(TypeError, match="whole number"):
+            GreenPool(size)
+        with pytest.raises(TypeError, match="whole number"):
+            GreenPool(1).resize(size)
+
+    def test_max_queued_and_name(self) -> None:
+        with pytest.raises(ValueError, match="max_queued"):
+            GreenPool(1, max_queued=-1)
+        with pytest.raises(TypeError, match="max_queued"):
+            GreenPool(1, max_queued=1.0)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="name"):
+            GreenPool(1, name=1)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("seconds", [-1, -0.001, float("nan")])
+    @pytest.mark.parametrize("limit", ["total", "queued", "running"])
+    def test_seconds(self, limit: str, seconds: float) -> None:
+        with pytest.raises(ValueError, match=limit):
+            Timeouts(**{limit: seconds})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="grace"):
+            GreenPool(1).close(grace=seconds)
+
+    def test_seconds_of_another_type(self) -> None:
+        for seconds in "1", True, [1]:
+            with pytest.raises(TypeError):
+                Timeouts(total=seconds)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="on_expiry"):
+            Timeouts(on_expiry="explode")  # type: ignore[arg-type]
+
+    def test_submit_what_cannot_be_called(self, stats: Any) -> None:
+        pool = GreenPool(1)
+        with pytest.raises(TypeError, match="not 'f'"):
+            pool.submit("f")  # type: ignore[arg-type]
+        assert stats(pool).submitted == 0
+
+    def test_repr_says_how_it_stands(self) -> None:
+        assert repr(GreenPool(3, name="db")).startswith("<GreenPool 'db' size=3 running=0")
+
+
+def test_threads_may_look_at_the_statistics() -> None:
+    pool = GreenPool(1)
+    seen = gevent.get_hub().threadpool.apply(pool.stats)
+    assert seen == pool.stats()
+    assert threading.current_thread() is not None
+
+
+def test_with_options_on_a_pool_of_one(gate: Any, result: Any) -> None:
+    pool = GreenPool(1)
+    call = greendefer.green_deferred(pool=pool)(gate)
+    assert result(with_options(call, timeout=0.01)()).error() is CallTimeout
