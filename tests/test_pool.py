@@ -260,7 +260,9 @@ class TestEveryStage:
 
 
 def logged_swallowed(logged: list[Any]) -> list[str]:
-    return [str(event["log_format"]) for event in logged if "swallow" in event.get("log_format", "")]
+    return [
+        str(event["log_format"]) for event in logged if "swallow" in event.get("log_format", "")
+    ]
 
 
 class TestCancelling:
@@ -439,9 +441,7 @@ class TestTimeouts:
     def test_thousands_of_them(self, result: Any, stats: Any) -> None:
         pool = GreenPool(5000)
         never = Event()
-        heard = [
-            result(submit(pool, never.wait, timeout=0.05 + n % 7 / 1000)) for n in range(2000)
-        ]
+        heard = [result(submit(pool, never.wait, timeout=0.05 + n % 7 / 1000)) for n in range(2000)]
         quick = [submit(pool, len, "", timeout=3600) for _ in range(2000)]
         assert greendefer.wait_for_deferred(gatherResults(quick)) == [0] * 2000
         assert {each.error() for each in heard} == {CallTimeout}
@@ -521,9 +521,12 @@ class TestNesting:
         def there() -> str:
             return greendefer.wait_for_deferred(a.submit(back))
 
-        assert greendefer.wait_for_deferred(
-            a.submit(lambda: greendefer.wait_for_deferred(b.submit(there)))
-        ) == "back"
+        assert (
+            greendefer.wait_for_deferred(
+                a.submit(lambda: greendefer.wait_for_deferred(b.submit(there)))
+            )
+            == "back"
+        )
         assert stats(a).completed == 2
 
     def test_behind_others_in_the_queue(self, stats: Any) -> None:

@@ -14,7 +14,7 @@ def make_greenlet_local() -> None:
     Twisted keeps the stack of contexts in a ``threading.local``. All greenlets of a thread share
     that unless gevent's patch was there first, and pop each other's entries.
     """
-    tracker = context.theContextTracker
+    tracker: Any = context.theContextTracker
     storage = getattr(tracker, "storage", None)
     if storage is None or isinstance(storage, local):
         return  # a tracker of somebody else's (installContextTracker), or done before

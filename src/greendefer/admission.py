@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import copy_context
 from time import monotonic
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -102,6 +103,10 @@ class Call(Deferred[Any]):
 
     def end(self, result: Any) -> None:
         """It has ended, with a value or a Failure."""
+        if type(result) is CoroutineType:
+            result.close()
+            error = f"{self.name} is async already: it returned a coroutine, which nobody awaits. "
+            result = Failure(TypeError(f"{error}Use Deferred.fromCoroutine(f()) instead."))
         self.pool._end(self, result)
 
     # Its time.
@@ -228,7 +233,8 @@ class Pool:
 
         :returns: a Deferred of its result, which fires in the reactor's greenlet. If the pool is
             full or closed it has failed already, with :class:`PoolFull` or :class:`PoolClosed`.
-            Cancelling it ends the call: a queued one never starts, a running one is killed.
+            Cancelling it ends the call: a queued one never starts, a running one is killed. If
+            `f` returns a Deferred, that is waited for; a coroutine is refused (TypeError).
         :raises TypeError: `f` is not callable.
         :raises GreendeferError: no green reactor is installed, or this is not its thread.
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
 from inspect import iscoroutine
 from time import monotonic
 from types import TracebackType
@@ -116,7 +115,8 @@ class _Wait:
 
     def park(self) -> None:
         """Until :meth:`resume` is called."""
-        self._waiter = waiter = Waiter(self.home.hub)
+        waiter: Waiter[None] = Waiter(self.home.hub)
+        self._waiter = waiter
         try:
             waiter.get()
         finally:
@@ -253,10 +253,13 @@ def _call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None
     outcome: list[tuple[Any, TracebackType | None]] = []
     running: list[Deferred[Any]] = []
     wake, sleep = _thread_sleeper()
-    f = partial(copy_context().run, f)
+    context = copy_context()
+
+    def call() -> Any:
+        return _as_deferred(context.run(f))
 
     def start() -> None:
-        d: Deferred[Any] = maybeDeferred(lambda: _as_deferred(f()))
+        d: Deferred[Any] = maybeDeferred(call)
         running.append(d)
         d.addBoth(finish)
 
@@ -294,10 +297,10 @@ def _thread_sleeper() -> tuple[Callable[[], object], Callable[[float | None], bo
         return lock.release, lambda timeout: bool(
             lock.acquire(timeout=-1 if timeout is None else timeout)
         )
-    woken = hub.loop.async_()
+    woken: Any = hub.loop.async_()
 
     def sleep(timeout: float | None) -> bool:
-        with woken, gevent.Timeout(timeout, False):
+        with woken, gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
             hub.wait(woken)
             return True
         return False

@@ -78,25 +78,30 @@ class _Blocking:
         return call_and_wait(partial(wrapped, *args, **kwargs), self.timeout)
 
 
-class _NotAsync:
-    """An ``async def`` that was made blocking must not tell ``inspect`` that it is one still."""
-
-    __wrapped__: Any
-
-    @property
-    def __code__(self) -> Any:
-        code = self.__wrapped__.__code__
-        return code.replace(co_flags=code.co_flags & ~inspect.CO_COROUTINE)
-
-
-class _BoundDecorated(_NotAsync, wrapt.BoundFunctionWrapper):  # type: ignore[misc]
-    pass
-
-
-class _Decorated(_NotAsync, wrapt.FunctionWrapper):  # type: ignore[misc]
+class _Decorated(wrapt.FunctionWrapper):  # type: ignore[type-arg]
     """A decorated callable: wrapt keeps its signature, its name, and how it binds."""
 
-    __bound_function_wrapper__ = _BoundDecorated
+
+class _BoundMadeSync(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    @property
+    def __func__(self):  # type: ignore[no-untyped-def]
+        method: Any = self.__wrapped__
+        return _MadeSync(method.__func__, self._self_wrapper)
+
+
+class _MadeSync(_Decorated):
+    """An ``async def`` that was made blocking: ``inspect`` must not take it for one still.
+
+    That looks at the flags of ``__code__``, of a method's ``__func__`` too. Without annotations
+    here: those of the decorated function would be hidden by them.
+    """
+
+    __bound_function_wrapper__ = _BoundMadeSync
+
+    @property
+    def __code__(self):  # type: ignore[no-untyped-def]
+        code = self.__wrapped__.__code__
+        return code.replace(co_flags=code.co_flags & ~inspect.CO_COROUTINE)
 
 
 def _check_callable(what: str, func: Any) -> None:
@@ -111,12 +116,12 @@ def _is_async(func: Any) -> bool:
         func = func.__func__
     return any(
         inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f)
-        for f in (func, getattr(type(func), "__call__", None))
+        for f in (func, type(func).__call__)
     )
 
 
 def _apply(behaviour: _GreenDeferred | _Blocking, func: Any) -> Any:
-    return _Decorated(func, behaviour.wrapper)
+    return (_MadeSync if _is_async(func) else _Decorated)(func, behaviour.wrapper)
 
 
 @overload
@@ -212,9 +217,12 @@ def with_options(
     """
     behaviour = getattr(getattr(decorated, "_self_wrapper", None), "__self__", None)
     if isinstance(behaviour, _GreenDeferred):
-        allowed = {"pool": behaviour.pool, "timeout": behaviour.timeouts}
-        allowed["on_cancel"] = behaviour.on_cancel
         new: Any = _GreenDeferred
+        allowed: dict[str, Any] = {
+            "pool": behaviour.pool,
+            "timeout": behaviour.timeouts,
+            "on_cancel": behaviour.on_cancel,
+        }
     elif isinstance(behaviour, _Blocking):
         allowed = {"timeout": behaviour.timeout}
         new = _Blocking
@@ -239,7 +247,7 @@ def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
     """Run ``f(*args, **kwargs)`` in a greenlet of the default pool.
 
     :returns: a Deferred of its result, which fires in the reactor's greenlet.
-    :raises TypeError: `f` is not callable, or is an ``async def``.
+    :raises TypeError: `f` is not callable.
     :raises GreendeferError: no green reactor is installed, or this is not its thread.
     """
     return default_pool.submit(f, *args, **kwargs)

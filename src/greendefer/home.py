@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from gevent import monkey
-from gevent.hub import MAIN_THREAD_IDENT
+from gevent.hub import MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
 from greenlet import greenlet
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python import threadable
@@ -112,8 +112,8 @@ def is_reactor_thread(reactor: Any) -> bool:
     if wait is not None:
         return wait.hub.thread_ident == _get_ident()
     if threadable.ioThread is None:  # it does not run yet
-        return _get_ident() == MAIN_THREAD_IDENT
-    return threadable.isInIOThread()
+        return bool(_get_ident() == MAIN_THREAD_IDENT)
+    return bool(threadable.isInIOThread())
 
 
 def home_here() -> Home:

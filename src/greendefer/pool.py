@@ -98,7 +98,8 @@ class PoolWorker(Pool):
             raise RuntimeError("This worker was entered before: ask for another, pool.worker()")
         self._bind()
         self.host = host = self._pool._call(self._serve, (), {}, None, "kill")
-        self._entered = entered = Deferred(lambda _: host.cancel())
+        entered: Deferred[None] = Deferred(lambda _: host.cancel())
+        self._entered = entered
 
         def ended(failure: Failure) -> Failure | None:
             if entered.called:

@@ -227,7 +227,8 @@ class PinnedCarrier:
                     worker.execute(call)
             if self._stopped:
                 return
-            self._waiter = waiter = Waiter(self._home.hub)
+            waiter: Waiter[None] = Waiter(self._home.hub)
+            self._waiter = waiter
             waiter.get()
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from greenlet import getcurrent
+from twisted.internet._signals import _MultiSignalHandling
 
 from .._twistedcontext import make_greenlet_local
+from ._children import ChildExits
 from ._interrupt import InterruptMain
 from .wait import CooperativeWait
 
@@ -63,6 +65,9 @@ class GreenReactor(_Base):
         if installSignalHandlers:
             return super()._makeSignalHandling(installSignalHandlers)
         return InterruptMain(self)
+
+    def _signalsFactory(self) -> Any:
+        return _MultiSignalHandling((super()._signalsFactory(), ChildExits(self)))
 
     def _reallyStartRunning(self) -> None:
         super()._reallyStartRunning()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import sys
 from typing import Any
 
 from gevent import monkey
@@ -14,11 +13,11 @@ from .wait import GreenPoller
 if not hasattr(select, "epoll"):
     # gevent.monkey.patch_select() takes it away, because code that polls by itself would block.
     # This code does not, and Twisted's module can't be imported without it.
-    select.epoll = monkey.get_original("select", "epoll")
+    vars(select)["epoll"] = monkey.get_original("select", "epoll")
     try:
         from twisted.internet.epollreactor import EPollReactor
     finally:
-        del select.epoll
+        del vars(select)["epoll"]
 else:
     from twisted.internet.epollreactor import EPollReactor
 

@@ -1,0 +1,348 @@
+"""Waiting for Deferreds in greenlets and threads, and for greenlets in Deferreds."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from typing import Any
+
+import gevent
+import pytest
+from gevent import monkey
+from gevent.event import Event
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
+from twisted.python.failure import Failure
+
+import greendefer
+from greendefer import (
+    CallTimeout,
+    GreendeferError,
+    WouldDeadlock,
+    blocking_from_greenlet,
+    defer_to_greenlet,
+    wait_for_deferred,
+    wait_for_greenlet,
+)
+
+
+def in_thread(f: Any, *args: Any) -> Any:
+    """Call `f` in an OS thread that has no hub, and wait for it without holding the loop."""
+    done, outcome = gevent.get_hub().loop.async_(), []
+
+    def run() -> None:
+        try:
+            outcome.append((f(*args), None))
+        except BaseException as e:
+            outcome.append((None, e))
+        done.send()
+
+    monkey.get_original("_thread", "start_new_thread")(run, ())
+    with done:
+        gevent.get_hub().wait(done)
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+class TestWaitForDeferred:
+    def test_one_that_has_fired(self) -> None:
+        assert wait_for_deferred(succeed(1)) == 1
+        with pytest.raises(KeyError):
+            wait_for_deferred(fail(KeyError()))
+
+    def test_one_that_fires_later(self, reactor: Any) -> None:
+        d: Deferred[int] = Deferred()
+        reactor.callLater(0, d.callback, 1)
+        assert wait_for_deferred(d) == 1
+
+    def test_the_result_passes_through(self, reactor: Any) -> None:
+        d: Deferred[int] = Deferred()
+        waiting = [gevent.spawn(wait_for_deferred, d) for _ in range(2)]
+        gevent.sleep(0)
+        d.callback(1)
+        assert [g.get() for g in waiting] == [1, 1]
+        assert wait_for_deferred(d) == 1
+        later: list[int] = []
+        d.addCallback(later.append)
+        assert later == [1]
+
+    def test_a_failure_passes_through_and_counts_as_handled(self) -> None:
+        d: Deferred[int] = Deferred()
+        waiting = [gevent.spawn(wait_for_deferred, d) for _ in range(2)]
+        gevent.sleep(0)
+        error = KeyError("x")
+        d.errback(error)
+        for g in waiting:
+            g.join()
+            assert g.exception is error
+        with pytest.raises(KeyError):
+            wait_for_deferred(d)
+        later: list[Failure] = []
+        d.addErrback(later.append)
+        assert later[0].value is error
+
+    def test_a_handled_failure_is_not_logged(self) -> None:
+        with pytest.raises(KeyError):
+            wait_for_deferred(fail(KeyError()))
+        gc.collect()  # `logged` looks
+
+    def test_the_exception_has_both_tracebacks(self) -> None:
+        def raises() -> None:
+            raise KeyError("x")
+
+        d = defer_to_greenlet(raises)
+        with pytest.raises(KeyError) as caught:
+            wait_for_deferred(d)
+        names = [f.name for f in traceback.extract_tb(caught.value.__traceback__)]
+        assert "raises" in names
+        assert "test_the_exception_has_both_tracebacks" in names
+        assert "wait_for_deferred" in names
+
+    def test_timeout_cancels(self) -> None:
+        cancelled: list[Any] = []
+        d: Deferred[int] = Deferred(cancelled.append)
+        with pytest.raises(CallTimeout, match=r"0\.01 s"):
+            wait_for_deferred(d, timeout=0.01)
+        assert cancelled == [d]
+        failures: list[Any] = []
+        d.addErrback(failures.append)
+        assert failures[0].type is CancelledError
+
+    def test_timeout_of_one_that_ignores_its_cancelling(self) -> None:
+        d: Deferred[int] = Deferred()
+        stubborn: Deferred[int] = Deferred()
+        d.addErrback(lambda _: stubborn)
+        with pytest.raises(CallTimeout):
+            wait_for_deferred(d, timeout=0.01)
+
+    def test_in_time(self, reactor: Any) -> None:
+        d: Deferred[int] = Deferred()
+        reactor.callLater(0, d.callback, 1)
+        assert wait_for_deferred(d, timeout=3600) == 1
+
+    def test_killing_the_waiter_cancels(self) -> None:
+        cancelled: list[Any] = []
+        d: Deferred[int] = Deferred(cancelled.append)
+        g = gevent.spawn(wait_for_deferred, d)
+        gevent.sleep(0)
+        g.kill()
+        assert cancelled == [d]
+
+    def test_a_gevent_timeout_around_it_cancels(self) -> None:
+        cancelled: list[Any] = []
+        d: Deferred[int] = Deferred(cancelled.append)
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+            wait_for_deferred(d)
+        assert cancelled == [d]
+
+    def test_one_that_fires_while_the_waiter_is_killed(self) -> None:
+        d: Deferred[int] = Deferred()
+        g = gevent.spawn(wait_for_deferred, d)
+        gevent.sleep(0)
+        d.callback(1)
+        g.kill()
+        assert isinstance(g.value, gevent.GreenletExit) or g.value == 1
+        assert wait_for_deferred(d) == 1
+
+    def test_in_the_reactors_greenlet(self, in_reactor: Any) -> None:
+        for d in Deferred(), succeed(1):
+            with pytest.raises(WouldDeadlock, match="green_deferred"):
+                in_reactor(wait_for_deferred, d)
+        with pytest.raises(WouldDeadlock):
+            in_reactor(blocking_from_greenlet(lambda: succeed(1)))
+
+    def test_in_the_hub(self) -> None:
+        outcome = []
+
+        def callback() -> None:
+            try:
+                wait_for_deferred(Deferred())
+            except BaseException as e:
+                outcome.append(e)
+
+        gevent.get_hub().loop.run_callback(callback)
+        gevent.sleep(0)
+        assert isinstance(outcome[0], WouldDeadlock)
+
+    def test_in_another_thread(self) -> None:
+        with pytest.raises(GreendeferError, match="blocking_from_greenlet"):
+            in_thread(wait_for_deferred, succeed(1))
+
+    def test_bad_input(self) -> None:
+        with pytest.raises(TypeError, match="needs a Deferred"):
+            wait_for_deferred(1)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="0 or more"):
+            wait_for_deferred(succeed(1), timeout=-1)
+        with pytest.raises(TypeError, match="number"):
+            wait_for_deferred(succeed(1), timeout="1")  # type: ignore[arg-type]
+
+    def test_a_thousand_at_once(self, reactor: Any) -> None:
+        ds: list[Deferred[int]] = [Deferred() for _ in range(1000)]
+        waiting = [gevent.spawn(wait_for_deferred, d, 3600) for d in ds]
+        for n, d in enumerate(ds):
+            reactor.callLater(0, d.callback, n)
+        assert [g.get() for g in waiting] == list(range(1000))
+
+
+@blocking_from_greenlet
+def later(value: Any) -> Deferred[Any]:
+    from twisted.internet import reactor
+
+    d: Deferred[Any] = Deferred()
+    fire = d.errback if isinstance(value, BaseException) else d.callback
+    reactor.callLater(0, fire, value)  # type: ignore[attr-defined]
+    return d
+
+
+class TestBlockingFromGreenlet:
+    def test_kinds_of_function(self) -> None:
+        async def coroutine() -> int:
+            return 1
+
+        assert later(1) == 1
+        assert blocking_from_greenlet(coroutine)() == 1
+        assert blocking_from_greenlet(lambda: coroutine())() == 1
+        assert blocking_from_greenlet(lambda: 1)() == 1
+        assert blocking_from_greenlet(lambda: succeed(1))() == 1
+        with pytest.raises(KeyError):
+            later(KeyError())
+
+    def test_no_hop_in_the_reactors_thread(self) -> None:
+        assert blocking_from_greenlet(gevent.getcurrent)() is gevent.getcurrent()
+
+    def test_in_a_call(self) -> None:
+        assert wait_for_deferred(defer_to_greenlet(later, 1)) == 1
+
+    def test_timeout(self) -> None:
+        cancelled: list[Any] = []
+        d: Deferred[int] = Deferred(cancelled.append)
+        with pytest.raises(CallTimeout):
+            blocking_from_greenlet(timeout=0.01)(lambda: d)()
+        assert cancelled == [d]
+
+    def test_in_a_thread(self) -> None:
+        assert in_thread(later, 1) == 1
+        with pytest.raises(KeyError) as caught:
+            in_thread(later, KeyError())
+        names = [f.name for f in traceback.extract_tb(caught.value.__traceback__)]
+        assert "_call_in_thread_of" in names
+
+    def test_in_a_thread_it_runs_in_the_reactors_greenlet(self, reactor: Any) -> None:
+        seen = in_thread(blocking_from_greenlet(gevent.getcurrent))
+        assert seen is reactor.cooperative_wait.greenlet
+
+    def test_timeout_in_a_thread(self) -> None:
+        cancelled = Event()
+        d: Deferred[int] = Deferred(lambda _: cancelled.set())
+        d.addErrback(lambda f: f.trap(CancelledError))
+        with pytest.raises(CallTimeout):
+            in_thread(blocking_from_greenlet(timeout=0.01)(lambda: d))
+        assert cancelled.wait(10)
+
+    def test_in_a_thread_with_a_hub_of_its_own(self) -> None:
+        """While one of its greenlets waits, the others go on."""
+
+        def thread() -> tuple[int, list[int]]:
+            seen: list[int] = []
+            busy = True
+
+            def other() -> None:
+                while busy:
+                    seen.append(1)
+                    gevent.sleep(0.001)
+
+            g = gevent.spawn(other)
+            gevent.sleep(0)
+            before = len(seen)
+            result = blocking_from_greenlet(lambda: defer_to_greenlet(wait_for_five))()
+            after = len(seen) - before
+            busy = False
+            g.join()
+            gevent.get_hub().destroy(destroy_loop=True)
+            return result, [after]
+
+        ticks: list[int] = []
+
+        def wait_for_five() -> int:
+            while len(ticks) < 50:
+                ticks.append(1)
+                gevent.sleep(0.001)
+            return 1
+
+        result, (after,) = in_thread(thread)
+        assert result == 1
+        assert after >= 2
+
+    def test_many_threads(self) -> None:
+        pool = gevent.get_hub().threadpool
+        assert sorted(pool.map(later, range(100))) == list(range(100))
+
+
+class TestWaitForGreenlet:
+    def test_result_and_exception(self, result: Any, reactor: Any) -> None:
+        for g in gevent.spawn(len, "four"), gevent.spawn_later(0.001, len, "four"):
+            heard = result(wait_for_greenlet(g))
+            assert heard.get() == 4
+            assert heard.greenlets == [reactor.cooperative_wait.greenlet]
+        hub = gevent.get_hub()
+        hub.exception_stream, stream = None, hub.exception_stream
+        try:
+            failure = result(wait_for_greenlet(gevent.spawn(int, "x"))).get()
+        finally:
+            hub.exception_stream = stream
+        assert failure.type is ValueError
+
+    def test_one_that_has_ended(self, result: Any) -> None:
+        g = gevent.spawn(len, "four")
+        g.join()
+        assert result(wait_for_greenlet(g)).get() == 4
+
+    def test_one_that_is_killed(self, result: Any) -> None:
+        g = gevent.spawn(gevent.sleep, 3600)
+        heard = result(wait_for_greenlet(g))
+        gevent.sleep(0)
+        g.kill()
+        assert heard.error() is gevent.GreenletExit
+
+    def test_cancelling_leaves_the_greenlet(self, result: Any, gate: Any) -> None:
+        g = gevent.spawn(gate)
+        d = wait_for_greenlet(g)
+        heard = result(d)
+        d.cancel()
+        assert heard.error() is CancelledError
+        gate.opened.set()
+        assert g.get() == "through"
+
+    def test_bad_input(self) -> None:
+        for g in 1, gevent.getcurrent(), len:
+            with pytest.raises(TypeError, match=r"needs a gevent\.Greenlet"):
+                wait_for_greenlet(g)  # type: ignore[arg-type]
+
+
+class TestBothWays:
+    def test_a_hundred_deep_through_both(self) -> None:
+        @greendefer.green_deferred
+        def down(depth: int) -> int:
+            return up(depth - 1) + 1 if depth else 0
+
+        @blocking_from_greenlet
+        async def up(depth: int) -> int:
+            return await down(depth)
+
+        assert wait_for_deferred(down(99)) == 99
+
+    def test_many_at_once(self) -> None:
+        calls = [defer_to_greenlet(later, n) for n in range(500)]
+        assert wait_for_deferred(gatherResults(calls)) == list(range(500))
+
+
+class TestForeignThread:
+    def test_a_decorated_call_is_refused(self) -> None:
+        with pytest.raises(GreendeferError, match="callFromThread"):
+            in_thread(greendefer.green_deferred(len), "")
+        with pytest.raises(GreendeferError, match="blocking_from_greenlet"):
+            in_thread(defer_to_greenlet, len, "")
+
+    def test_what_the_message_says_to_write(self) -> None:
+        assert in_thread(blocking_from_greenlet(lambda: defer_to_greenlet(len, "four"))) == 4
