@@ -10,6 +10,10 @@ from gevent import monkey
 
 monkey.patch_all()  # first of all: it makes requests, and what that uses, cooperative
 
+import gevent
+
+gevent.config.resolver = ["ares", "thread"]  # look names up without threads, where that is built
+
 import greendefer
 
 greendefer.install()  # before anything imports twisted.internet.reactor

@@ -50,6 +50,8 @@ class Home:
         self._outbox: deque[tuple[Call, Any]] = deque()
         self._posted = False
         make_greenlet_local()
+        if not reactor.running:
+            reactor.interrupt_main.install()
         reactor.addSystemEventTrigger("before", "shutdown", self._shut_down)
 
     def is_here(self) -> bool:

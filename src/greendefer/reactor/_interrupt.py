@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 class InterruptMain:
-    """The signal handling of ``reactor.run(installSignalHandlers=False)``.
+    """The signal handling of ``reactor.run(installSignalHandlers=False)``, and of calls that run
+    before ``reactor.run()``.
 
     Python raises KeyboardInterrupt in whatever code runs when the signal comes. Among greenlets
-    that may be a decorated call, whose Deferred would get it while the program goes on. So while
-    such a reactor runs, SIGINT goes to the main greenlet: it is raised there, or, where that is
-    the reactor's own greenlet (whose main loop logs any exception and goes on), ends the loop
-    and is raised out of ``reactor.run()``.
+    that may be a decorated call, whose Deferred would get it while the program goes on. So SIGINT
+    goes to the main greenlet: it is raised there, or, where that is the reactor's own greenlet
+    (whose main loop logs any exception and goes on), ends the loop and is raised out of
+    ``reactor.run()``.
 
     A handler of the program's own is left as it is, and so is one set later.
 

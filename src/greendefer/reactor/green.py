@@ -32,10 +32,12 @@ class GreenReactor(_Base):
     waits for wakes it; a new descriptor needs no waking, the kernel sees it.
 
     :ivar cooperative_wait: where it waits, and which greenlet is the reactor's.
+    :ivar interrupt_main: what Ctrl-C does while the reactor itself does not handle it.
     """
 
     def __init__(self) -> None:
         self.cooperative_wait = CooperativeWait()
+        self.interrupt_main = InterruptMain(self)
         make_greenlet_local()
         super().__init__()
 
@@ -58,20 +60,23 @@ class GreenReactor(_Base):
 
     def mainLoop(self) -> None:
         super().mainLoop()
-        if isinstance(self._signals, InterruptMain) and self._signals.interrupted:
+        if self.interrupt_main.interrupted:
+            self.interrupt_main.interrupted = False
             raise KeyboardInterrupt
 
     def _makeSignalHandling(self, installSignalHandlers: bool) -> Any:
+        # Twisted sets a handler of its own only where there is none but Python's.
+        self.interrupt_main.uninstall()
         if installSignalHandlers:
             return super()._makeSignalHandling(installSignalHandlers)
-        return InterruptMain(self)
+        return self.interrupt_main
 
     def _signalsFactory(self) -> Any:
         return _MultiSignalHandling((super()._signalsFactory(), ChildExits(self)))
 
     def _reallyStartRunning(self) -> None:
         super()._reallyStartRunning()
-        if isinstance(self._signals, InterruptMain):
+        if self._signals is self.interrupt_main:
             self._signals.install()
 
     # Waking.

@@ -1,0 +1,383 @@
+"""Whole programs: how they start, how they end, and what they are refused."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATCHED
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+class TestRefused:
+    def test_a_call_before_any_reactor_is_installed(self, run_program: Any) -> None:
+        """It says what to write, and does not install the default reactor."""
+        run_program(
+            """
+            import sys, greendefer
+            from twisted.internet.defer import succeed
+            decorated = greendefer.green_deferred(len)
+            blocking = greendefer.blocking_from_greenlet(lambda: succeed(1))
+            for call in (
+                lambda: decorated(""),
+                lambda: greendefer.defer_to_greenlet(len, ""),
+                lambda: greendefer.GreenPool().submit(len, ""),
+                lambda: greendefer.wait_for_deferred(succeed(1)),
+                blocking,
+            ):
+                try:
+                    call()
+                except greendefer.GreendeferError as e:
+                    assert "greendefer.install()" in str(e), e
+                else:
+                    raise AssertionError("not refused")
+            assert "twisted.internet.reactor" not in sys.modules
+            greendefer.install()
+            """
+        )
+
+    def test_a_reactor_that_is_not_green(self, run_program: Any) -> None:
+        run_program(
+            """
+            import greendefer
+            from twisted.internet import selectreactor
+            selectreactor.install()
+            try:
+                greendefer.defer_to_greenlet(len, "")
+            except greendefer.GreendeferError as e:
+                assert "SelectReactor" in str(e), e
+            else:
+                raise AssertionError("not refused")
+            """
+        )
+
+    def test_installing_after_twisteds_default_reactor(self, run_program: Any) -> None:
+        run_program(
+            """
+            import greendefer
+            from twisted.internet import error, selectreactor
+            selectreactor.install()
+            try:
+                greendefer.install()
+            except error.ReactorAlreadyInstalledError as e:
+                assert "before anything imports" in str(e)
+            else:
+                raise AssertionError("not refused")
+            """
+        )
+
+    def test_a_wait_that_nobody_could_end(self, run_program: Any) -> None:
+        run_program(
+            """
+            import greendefer
+            greendefer.install()
+            from twisted.internet.defer import Deferred
+            try:
+                greendefer.wait_for_deferred(Deferred())
+            except greendefer.WouldDeadlock as e:
+                assert "reactor.run()" in str(e)
+            else:
+                raise AssertionError("not refused")
+            """
+        )
+
+
+class TestBeforeRun:
+    def test_calls_and_waits_that_begin_before_the_reactor_runs(self, run_program: Any) -> None:
+        run_program(
+            """
+            import gevent, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            got = []
+            def wait():
+                got.append(greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "four")))
+                reactor.stop()
+            gevent.spawn(wait)
+            greendefer.defer_to_greenlet(len, "x").addCallback(got.append)
+            gevent.sleep(0.01)
+            assert got == []  # results are delivered by the reactor
+            reactor.run()
+            assert sorted(got) == [1, 4], got
+            """
+        )
+
+
+class TestStop:
+    def test_with_calls_in_flight(self, run_program: Any) -> None:
+        """Queued calls fail; running ones get their grace and are killed; all Deferreds fire, in
+        the reactor's greenlet, before run() returns."""
+        run_program(
+            """
+            import gevent, greendefer
+            from gevent.event import Event
+            greendefer.install()
+            from twisted.internet import reactor
+            pool = greendefer.GreenPool(10)
+            fired, cleaned, quick = [], [], []
+            def call():
+                try:
+                    Event().wait()
+                finally:
+                    cleaned.append(1)
+            ds = [pool.submit(call) for _ in range(20)]
+            for d in ds:
+                d.addBoth(lambda f: fired.append((f.type, gevent.getcurrent())))
+            greendefer.defer_to_greenlet(gevent.sleep, 0.05).addCallback(quick.append)
+            reactor.callLater(0.01, reactor.stop)
+            reactor.run()
+            assert {f for f, _ in fired} == {greendefer.PoolClosed}, fired
+            assert {g for _, g in fired} == {gevent.getcurrent()}
+            assert len(fired) == 20 and len(cleaned) == 10
+            assert quick == [None]  # it ended by itself within the grace
+            d = pool.submit(len, "")
+            d.addErrback(lambda f: f.trap(greendefer.PoolClosed))
+            assert d.called
+            """
+        )
+
+    def test_with_a_call_that_swallows_the_kill(self, run_program: Any) -> None:
+        run_program(
+            """
+            import gevent, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            def stubborn():
+                while True:
+                    try:
+                        gevent.sleep(3600)
+                    except gevent.GreenletExit:
+                        pass
+            d = greendefer.defer_to_greenlet(stubborn)
+            d.addErrback(lambda f: f.trap(greendefer.PoolClosed))
+            reactor.callLater(0.01, reactor.stop)
+            reactor.run()
+            assert d.called
+            """
+        )
+
+    def test_sysexit_in_a_call_does_not_end_the_reactor(self, run_program: Any) -> None:
+        run_program(
+            """
+            import sys, gevent, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            def call():
+                gevent.sleep(0)
+                sys.exit(3)
+            d = greendefer.defer_to_greenlet(call)
+            d.addErrback(lambda f: f.trap(SystemExit) and reactor.callLater(0.01, reactor.stop))
+            reactor.run()
+            """
+        )
+
+
+SIGINT = """
+    import os, signal, sys, gevent, greendefer
+    from gevent.event import Event
+    greendefer.install()
+    from twisted.internet import reactor
+    fired = []
+    def spin():  # most signals will hit this one
+        while True:
+            gevent.sleep(0)
+    d = greendefer.defer_to_greenlet(spin)
+    d.addErrback(lambda f: fired.append(f.type))
+    """
+
+
+class TestInterrupt:
+    """A real SIGINT reaches the program, whichever greenlet it hits."""
+
+    @staticmethod
+    def interrupt(source: str) -> subprocess.CompletedProcess[str]:
+        source = textwrap.dedent(source)
+        if PATCHED:
+            source = "from gevent import monkey; monkey.patch_all()\n" + source
+        program = subprocess.Popen(
+            [sys.executable, "-c", source],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=30)
+        return subprocess.CompletedProcess([], program.returncode, out, err)
+
+    def test_with_twisteds_handlers(self) -> None:
+        done = self.interrupt(
+            textwrap.dedent(SIGINT)
+            + textwrap.dedent(
+                """
+                reactor.callLater(0.1, print, "ready", flush=True)
+                reactor.run()
+                print("stopped", fired)
+                """
+            )
+        )
+        assert "stopped [<class 'greendefer.errors.PoolClosed'>]" in done.stdout, done
+        # Twisted itself sends it again, to die of it, in its scripts only.
+        assert done.returncode == 0
+
+    def test_without_them(self) -> None:
+        done = self.interrupt(
+            textwrap.dedent(SIGINT)
+            + textwrap.dedent(
+                """
+                reactor.callLater(0.1, print, "ready", flush=True)
+                try:
+                    reactor.run(installSignalHandlers=False)
+                except KeyboardInterrupt:
+                    print("interrupted", fired)
+                """
+            )
+        )
+        assert "interrupted []" in done.stdout, done
+
+    @pytest.mark.parametrize("main", ["Event().wait()", "gevent.sleep(3600)", "spin()"])
+    def test_in_a_gevent_first_program(self, main: str) -> None:
+        done = self.interrupt(
+            textwrap.dedent(SIGINT)
+            + textwrap.dedent(
+                f"""
+                gevent.spawn(reactor.run, installSignalHandlers=False)
+                reactor.callLater(0.1, print, "ready", flush=True)
+                try:
+                    {main}
+                except KeyboardInterrupt:
+                    print("interrupted", fired)
+                """
+            )
+        )
+        assert "interrupted []" in done.stdout, done
+
+    def test_a_call_that_never_gives_way(self) -> None:
+        done = self.interrupt(
+            textwrap.dedent(SIGINT)
+            + textwrap.dedent(
+                """
+                gevent.spawn(reactor.run, installSignalHandlers=False)
+                def hog():
+                    print("ready", flush=True)
+                    while True:
+                        pass
+                greendefer.defer_to_greenlet(hog)
+                try:
+                    Event().wait()
+                except KeyboardInterrupt:
+                    print("interrupted", flush=True)
+                    os._exit(0)
+                """
+            )
+        )
+        assert "interrupted" in done.stdout, done
+
+    def test_the_handler_is_put_back(self, run_program: Any) -> None:
+        run_program(
+            """
+            import signal, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            reactor.callWhenRunning(reactor.stop)
+            reactor.run(installSignalHandlers=False)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            """
+        )
+
+
+PROCESSES = """
+    import sys, gevent, greendefer
+    import {subprocess} as subprocess
+    greendefer.install()
+    from twisted.internet import reactor, defer, protocol
+    N = {n}
+    ours, theirs = [], []
+
+    class Exit(protocol.ProcessProtocol):
+        def __init__(self):
+            self.ended = defer.Deferred()
+        def processEnded(self, reason):
+            self.ended.callback((reason.value.exitCode, reason.value.signal))
+
+    def twisted_child(n):
+        p = Exit()
+        code = "exit %d" % (n % 256) if n % 3 else "kill -TERM $$"
+        reactor.spawnProcess(p, "/bin/sh", ["sh", "-c", code], env={{}})
+        return p.ended
+
+    def gevent_child(n):
+        code = "exit %d" % (n % 256) if n % 3 else "kill -TERM $$"
+        return subprocess.call(["/bin/sh", "-c", code])
+
+    async def main():
+        pool = greendefer.GreenPool(N)
+        results = []
+        both = []
+        for n in range(N):
+            both.append(twisted_child(n))
+            both.append(pool.submit(gevent_child, n))
+        results = await defer.gatherResults(both)
+        for n in range(N):
+            assert results[2 * n] == ((n % 256, None) if n % 3 else (None, 15)), (n, results[2 * n])
+            assert results[2 * n + 1] == (n % 256 if n % 3 else -15), (n, results[2 * n + 1])
+        print("all", N)
+
+    def failed(f):
+        f.printTraceback()
+        print("failed")
+    d = defer.ensureDeferred(main())
+    d.addErrback(failed)
+    d.addBoth(lambda _: reactor.callWhenRunning(reactor.stop))
+    reactor.run()
+    assert subprocess.call(["/bin/sh", "-c", "exit 7"]) == 7  # and after the reactor has stopped
+    """
+
+
+class TestChildProcesses:
+    def test_none_lost(self, run_program: Any) -> None:
+        """Twisted's and gevent's at once: each side hears how each of its own ended."""
+        done = run_program(PROCESSES.format(subprocess="gevent.subprocess", n=60))
+        assert "all 60" in done.stdout, done
+
+    @pytest.mark.skipif(PATCHED, reason="patched, it is gevent's")
+    def test_the_standard_librarys_own(self, run_program: Any) -> None:
+        """Unpatched, where nothing uses gevent's: exit codes are right, as on a stock reactor."""
+        source = PROCESSES.replace("pool.submit(gevent_child, n)", "defer.succeed(gevent_child(n))")
+        done = run_program(source.format(subprocess="subprocess", n=20))
+        assert "all 20" in done.stdout, done
+
+    def test_one_that_was_started_before_the_reactor(self, run_program: Any) -> None:
+        run_program(
+            """
+            import gevent.subprocess, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            child = gevent.subprocess.Popen(["/bin/sh", "-c", "read x; exit 5"],
+                                            stdin=gevent.subprocess.PIPE)
+            reactor.callLater(0.05, reactor.stop)
+            reactor.run()
+            child.stdin.close()
+            assert child.wait() == 5
+            """
+        )
+
+
+def test_quickstart() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "quickstart.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "500 calls of 200 ms each, 250 at once" in done.stdout
+    assert "completed=500, failed=0" in done.stdout
