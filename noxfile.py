@@ -1,0 +1,43 @@
+"""Everything that checks greendefer: ``nox`` runs the tests, ``nox -s NAME`` one session."""
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.4.15"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    session.install("-e", ".[quickstart]", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests, unpatched and then under gevent.monkey.patch_all()."""
+    install(session, "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "gevent.monkey", "--module", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: the rules, and the format."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict on src/."""
+    install(session, "types")
+    session.run("mypy", "--strict")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Twisted's own tests on our reactor, compared with the stock one."""
+    install(session, "conformance")
+    session.run("python", "tests/conformance/compare.py", *session.posargs)
