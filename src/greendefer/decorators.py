@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
+from types import MethodType
 from typing import Any, ParamSpec, TypeVar, overload
 
 import wrapt
@@ -215,6 +216,11 @@ def with_options(
         wrong type.
     :raises ValueError: an option has a value that is not allowed.
     """
+    if type(decorated) is MethodType:
+        # A classmethod around a decorated function, since Python 3.13: a plain bound method.
+        given = {"pool": pool, "timeout": timeout, "on_cancel": on_cancel, **unknown}
+        changed = with_options(decorated.__func__, **given)
+        return MethodType(changed, decorated.__self__)
     behaviour = getattr(getattr(decorated, "_self_wrapper", None), "__self__", None)
     if isinstance(behaviour, _GreenDeferred):
         new: Any = _GreenDeferred
