@@ -1,6 +1,6 @@
 """Run some of Twisted's own tests on one reactor, and write down how each one ended.
 
-    python suite.py stock|green [--patched] --out FILE [TEST ...]
+    python suite.py KIND [--stock] [--patched] --out FILE [TEST ...]
 
 The reactor is both the one that trial itself runs on and the one that every ReactorBuilder test
 builds. ``--patched`` calls ``gevent.monkey.patch_all()`` before anything else.
@@ -16,13 +16,29 @@ if "--patched" in sys.argv:
     monkey.patch_all()
 
 import argparse
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
 
+# Ours, the stock one of the same kind, and its module.
 REACTORS = {
-    "stock": "twisted.internet.epollreactor.EPollReactor",
-    "green": "greendefer.reactor.native.GreenEPollReactor",
+    "native": (
+        "greendefer.reactor.epoll.GreenEPollReactor",
+        "twisted.internet.epollreactor.EPollReactor",
+    ),
+    "poll": (
+        "greendefer.reactor.poll.GreenPollReactor",
+        "twisted.internet.pollreactor.PollReactor",
+    ),
+    "select": (
+        "greendefer.reactor.select.GreenSelectReactor",
+        "twisted.internet.selectreactor.SelectReactor",
+    ),
+    "asyncio": (
+        "greendefer.geventasyncioreactor.GeventAsyncioReactor",
+        "twisted.internet.asyncioreactor.AsyncioSelectorReactor",
+    ),
 }
 
 
@@ -33,34 +49,25 @@ def known(kind: str) -> dict[str, str]:
     return {test: reason for what, test, reason in entries if what == kind}
 
 
-def install(kind: str) -> None:
-    if kind == "green":
-        import greendefer
-
-        greendefer.install()
-    else:
-        from twisted.internet import epollreactor
-
-        epollreactor.install()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("reactor", choices=REACTORS)
+    parser.add_argument("kind", choices=REACTORS)
+    parser.add_argument("--stock", action="store_true", help="Twisted's own reactor of that kind")
     parser.add_argument("--patched", action="store_true")
     parser.add_argument("--out", required=True)
     parser.add_argument("tests", nargs="*", default=["twisted"])
     options = parser.parse_intermixed_args()
 
-    install(options.reactor)
+    reactor = REACTORS[options.kind][options.stock]
+    module, _, built = reactor.rpartition(".")
+    importlib.import_module(module).install()
 
     from twisted.internet.test.reactormixins import ReactorBuilder
     from twisted.python.reflect import namedAny
     from twisted.trial import reporter, runner
 
-    ReactorBuilder._reactors = [REACTORS[options.reactor]]
-    built = REACTORS[options.reactor].rpartition(".")[2]
-    if options.reactor == "green":
+    ReactorBuilder._reactors = [reactor]
+    if not options.stock:
         for test, reason in known("skip").items():
             namedAny(test).skip = reason
     outcomes: dict[str, str] = {}
@@ -111,7 +118,7 @@ def main() -> None:
         trial.run(suite)
     with open(options.out, "w") as out:
         json.dump(outcomes, out, indent=1, sort_keys=True)
-    print(options.reactor, dict(Counter(outcome for outcome, _ in outcomes.values())))
+    print(reactor, dict(Counter(outcome for outcome, _ in outcomes.values())))
 
 
 if __name__ == "__main__":

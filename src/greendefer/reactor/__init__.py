@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+
+from gevent import monkey
+
+KINDS = ("native", "poll", "select", "asyncio")
+
+
+def native_kind() -> str:
+    """The best poller that the platform has: epoll, kqueue or select."""
+    for poller in "epoll", "kqueue":
+        try:
+            monkey.get_original("select", poller)
+        except AttributeError:
+            continue
+        return poller
+    return "select"
 
 
 def install(kind: str = "native") -> None:
@@ -11,19 +27,29 @@ def install(kind: str = "native") -> None:
     Call it before anything imports ``twisted.internet.reactor``. It works before and after
     ``gevent.monkey.patch_all()``; whoever patches should patch first of all.
 
-    :param kind: ``"native"`` is Twisted's epoll reactor.
+    :param kind: which of Twisted's reactors is to wait in gevent's hub. ``"native"``: epoll on
+        Linux, kqueue on macOS and BSD (untested), select elsewhere. ``"poll"``, ``"select"``.
+        ``"asyncio"``: Twisted, asyncio and gevent on one thread, see
+        :mod:`greendefer.geventasyncioreactor`.
     :raises ValueError: there is no such kind.
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
     """
-    if kind != "native":
-        raise ValueError(f"install(kind=...) must be 'native', not {kind!r}")
+    if kind not in KINDS:
+        kinds = ", ".join(map(repr, KINDS))
+        raise ValueError(f"install(kind=...) must be one of {kinds}, not {kind!r}")
     from twisted.internet.error import ReactorAlreadyInstalledError
 
-    if "twisted.internet.reactor" in sys.modules:
+    reactor = sys.modules.get("twisted.internet.reactor")
+    if reactor is not None:
         raise ReactorAlreadyInstalledError(
-            "A reactor is installed already: call greendefer.install() before anything imports "
+            f"A reactor is installed already, {type(reactor).__module__}."
+            f"{type(reactor).__qualname__}: call greendefer.install() before anything imports "
             "twisted.internet.reactor."
         )
-    from . import native
+    if kind == "asyncio":
+        from .. import geventasyncioreactor
 
-    native.install()
+        geventasyncioreactor.install()
+    else:
+        kind = native_kind() if kind == "native" else kind
+        importlib.import_module(f"{__name__}.{kind}").install()

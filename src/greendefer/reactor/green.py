@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 from gevent import monkey
 from greenlet import getcurrent
 from twisted.internet._signals import _MultiSignalHandling
+from twisted.internet.defer import Deferred
+from twisted.python import log
+from zope.interface import implementer
 
 from .._twistedcontext import make_greenlet_local
 from ._children import ChildExits
 from ._interrupt import InterruptMain
+from .interfaces import IReactorGreenlets
 from .wait import CooperativeWait
 
 if TYPE_CHECKING:
     from twisted.internet.base import ReactorBase as _Base
+
+    from ..pool import GreenPool
 else:
     _Base = object
 
@@ -23,6 +29,7 @@ else:
 get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
 
+@implementer(IReactorGreenlets)
 class GreenReactor(_Base):
     """A mixin, first of a reactor's bases: the reactor waits cooperatively, and whatever any
     greenlet of its thread asks of it takes effect at once.
@@ -35,16 +42,28 @@ class GreenReactor(_Base):
     :ivar interrupt_main: what Ctrl-C does while the reactor itself does not handle it.
     """
 
-    def __init__(self) -> None:
-        self.cooperative_wait = CooperativeWait()
+    def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
+        self.cooperative_wait = cooperative_wait or CooperativeWait()
         self.interrupt_main = InterruptMain(self)
         make_greenlet_local()
-        super().__init__()
+        super().__init__(*args)
+
+    def doIteration(self, delay: float | None) -> None:
+        # The stock poller is asked after the wait, never before: what was ready before other
+        # greenlets ran may be closed by now, and its number taken by another descriptor.
+        self.cooperative_wait.wait(delay)
+        super().doIteration(0)
 
     # Which greenlet is the reactor's.
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        self._in_this_greenlet(super().run, *args, **kwargs)
+        try:
+            self._in_this_greenlet(super().run, *args, **kwargs)
+        finally:
+            self._signals.uninstall()
+        if self.interrupt_main.interrupted:
+            self.interrupt_main.interrupted = False
+            raise KeyboardInterrupt
 
     def iterate(self, delay: float = 0.0) -> None:
         self._in_this_greenlet(super().iterate, delay)
@@ -57,12 +76,6 @@ class GreenReactor(_Base):
             f(*args, **kwargs)
         finally:
             wait.greenlet = outer
-
-    def mainLoop(self) -> None:
-        super().mainLoop()
-        if self.interrupt_main.interrupted:
-            self.interrupt_main.interrupted = False
-            raise KeyboardInterrupt
 
     def _makeSignalHandling(self, installSignalHandlers: bool) -> Any:
         # Twisted sets a handler of its own only where there is none but Python's.
@@ -99,6 +112,27 @@ class GreenReactor(_Base):
         # DelayedCall.reset() and .delay() call this when the time gets earlier.
         super()._moveCallLaterSooner(delayedCall)
         self.cooperative_wait.wake_if_parked()
+
+    # IReactorGreenlets
+
+    def deferToGreenlet(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return self.getGreenletPool().submit(f, *args, **kwargs)
+
+    def callInGreenlet(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.deferToGreenlet(f, *args, **kwargs).addErrback(lambda failure: log.err(failure))
+
+    def callFromGreenlet(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.callFromThread(f, *args, **kwargs)
+
+    def getGreenletPool(self) -> GreenPool:
+        from ..pool import default_pool  # which is made of what is above this module
+
+        return default_pool
+
+    def suggestGreenletPoolSize(self, size: int) -> None:
+        self.getGreenletPool().resize(size)
+
+    # The end.
 
     def stop(self) -> None:
         super().stop()

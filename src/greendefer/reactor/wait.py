@@ -6,13 +6,15 @@ the hub wait for that one descriptor, and then polls with a timeout of 0, is a g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
+
+READ, WRITE = 1, 2  # libev's and libuv's numbers alike
 
 SLICE = 0.002
 """Seconds that greendefer's own work (starting calls, delivering results) may take before
@@ -30,6 +32,7 @@ class CooperativeWait:
     greenlet: greenlet | None = None
 
     def __init__(self) -> None:
+        self._descriptors: Callable[[], Iterable[tuple[int, int]]] | None = None
         self._fd: int | None = None
         self._parked: greenlet | None = None
         self._woken = False
@@ -39,18 +42,31 @@ class CooperativeWait:
 
     def _enter(self, hub: Hub) -> None:
         self.hub = hub
-        self.loop: Any = hub.loop
-        self._io: Any = None
+        loop: Any = hub.loop
+        self.loop = loop
+        self._watchers: list[Any] = []
+        # What make_way() puts before all others. libuv's watchers have feed(), but it raises.
+        self._express: Any = None
+        if loop.MAXPRI > loop.MINPRI:
+            self._express = loop.async_(ref=False, priority=loop.MAXPRI)
         if self._fd is not None:
             self.watch(self._fd)
 
     def watch(self, fd: int) -> None:
-        """End the wait when `fd` becomes readable."""
+        """End the wait when `fd`, which is an epoll or kqueue, becomes readable."""
         self._fd = fd
+        self._watchers = [self._watcher(fd, READ)]
+
+    def watch_each(self, descriptors: Callable[[], Iterable[tuple[int, int]]]) -> None:
+        """End the wait when one of the `descriptors` is ready, for a poller that has no
+        descriptor of its own. They are asked for at each wait: number, and READ or WRITE."""
+        self._descriptors = descriptors
+
+    def _watcher(self, fd: int, events: int) -> Any:
         # At the highest priority: all that one poll of the hub found ready runs before the next,
         # and the reactor should be the first of them, not the last (libev(3), "WATCHER PRIORITY
         # MODELS"; libuv has no priorities).
-        self._io = self.loop.io(fd, 1, priority=self.loop.MAXPRI)
+        return self.loop.io(fd, events, priority=self.loop.MAXPRI)
 
     def wait(self, timeout: float | None) -> None:
         """Give way to the hub until something happens, or `timeout` seconds have passed.
@@ -68,31 +84,41 @@ class CooperativeWait:
             return
         if self._woken:
             timeout = 0.0
-        timer = None
         now = monotonic()
-        all_the_way = timeout != 0.0 or now - self._last_round >= SLICE
         self._due = now + SLICE
         self._parked = getcurrent()
         try:
-            if not all_the_way:
+            if timeout == 0.0 and now - self._last_round < SLICE:
                 self.loop.run_callback(self._resume)
+                hub.switch()
             else:
-                if timeout is not None:
-                    timer = self.loop.timer(timeout, priority=self.loop.MAXPRI)
-                    # update: libev counts from when its loop last looked at the clock.
-                    timer.start(self._resume, update=True)
-                if self._io is not None:
-                    self._io.start(self._resume)
-            hub.switch()
+                self._go_round(timeout)
+                self._last_round = monotonic()
         finally:
             self._parked = None
             self._woken = False
-            if all_the_way:
-                self._last_round = monotonic()
-                if self._io is not None:
-                    self._io.stop()
-                if timer is not None:
-                    timer.close()
+
+    def _go_round(self, timeout: float | None) -> None:
+        watchers = list(self._watchers)
+        try:
+            if self._descriptors is not None:
+                watchers += [self._watcher(fd, events) for fd, events in self._descriptors()]
+            if timeout is not None:
+                watchers.append(self.loop.timer(timeout, priority=self.loop.MAXPRI))
+        except (OSError, ValueError):
+            # A descriptor that is no longer open. The stock poller will find it, and say so.
+            watchers = [self.loop.timer(0.0, priority=self.loop.MAXPRI)]
+        # libev counts a timer from when its loop last looked at the clock.
+        self.loop.update_now()
+        try:
+            for watcher in watchers:
+                watcher.start(self._resume)
+            self.hub.switch()
+        finally:
+            for watcher in watchers:
+                watcher.stop()
+            for watcher in watchers[len(self._watchers) :]:
+                watcher.close()
 
     def _resume(self) -> None:
         """End the wait. Runs in the hub, which is the only one that may switch here."""
@@ -126,40 +152,7 @@ class CooperativeWait:
         """
         if self._parked is not None and monotonic() >= self._due:
             self._due = monotonic() + SLICE
-            try:
-                self._io.feed(1, self._resume)
-            except Exception:  # libuv's watchers: "Not implemented"
+            if self._express is None:
                 self.wake()
-
-
-class Poller(Protocol):
-    """What epoll and kqueue objects have in common here."""
-
-    def fileno(self) -> int: ...
-    def poll(self, timeout: float = ..., maxevents: int = ...) -> list[tuple[int, int]]: ...
-
-
-class GreenPoller:
-    """A poller that waits in the hub; all else is the stock poller's."""
-
-    def __init__(self, poller: Any, wait: CooperativeWait) -> None:
-        self._stock = poller
-        self._wait = wait.wait
-        self._poll: Callable[..., list[tuple[int, int]]] = poller.poll
-        self.register = poller.register
-        self.modify = poller.modify
-        self.unregister = poller.unregister
-        self.fileno = poller.fileno
-        wait.watch(poller.fileno())
-
-    def poll(self, timeout: float, maxevents: int = -1) -> list[tuple[int, int]]:
-        """Wait in the hub for at most `timeout` seconds (negative: no limit), then poll.
-
-        The stock poller is asked after the wait, never before: what was ready before other
-        greenlets ran may be closed by now, and its number taken by another descriptor.
-        """
-        self._wait(None if timeout < 0 else timeout)
-        return self._poll(0, maxevents)
-
-    def close(self) -> None:
-        self._stock.close()
+            else:
+                self._express.feed(1, self._resume)

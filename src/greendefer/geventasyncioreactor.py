@@ -1,0 +1,134 @@
+"""Twisted, asyncio and gevent on one thread: Twisted's asyncio reactor, on a loop whose selector
+waits in gevent's hub.
+
+::
+
+    from greendefer import geventasyncioreactor
+    geventasyncioreactor.install()
+
+Coroutines, tasks, Deferreds and greenlets take turns. What one greenlet sees of asyncio is none
+of another's business: while the loop waits it is not *the running loop*, so Django's ORM,
+``asyncio.run`` and ``asgiref.sync.async_to_sync`` work in a decorated call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from gevent import monkey
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.main import installReactor
+
+from .reactor import native_kind
+from .reactor.green import GreenReactor, get_thread_ident
+from .reactor.wait import READ, WRITE, CooperativeWait
+
+
+def _stock_selector() -> Any:
+    """The class of selectors that Python would choose on this platform, unpatched."""
+    name = {"epoll": "EpollSelector", "kqueue": "KqueueSelector"}.get(native_kind())
+    return monkey.get_original("selectors", name or "SelectSelector")
+
+
+class GreenSelector(_stock_selector()):  # type: ignore[misc]
+    """A selector that waits in the hub, and then asks the stock one."""
+
+    def __init__(self, wait: CooperativeWait) -> None:
+        super().__init__()
+        self._wait = wait
+        if hasattr(self, "fileno"):
+            wait.watch(self.fileno())
+        else:
+            wait.watch_each(
+                lambda: (
+                    (
+                        key.fd,
+                        READ * bool(key.events & selectors.EVENT_READ)
+                        | WRITE * bool(key.events & selectors.EVENT_WRITE),
+                    )
+                    for key in self.get_map().values()
+                )
+            )
+
+    def select(self, timeout: float | None = None) -> Any:
+        # asyncio keeps the running loop for each thread, and so for all its greenlets. Whoever
+        # runs while this one waits must not take it for theirs; and if one of them runs a loop of
+        # its own, that stays theirs when this one goes on.
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(self._loop_of_others)
+        try:
+            self._wait.wait(None if timeout is None else max(0.0, timeout))
+        finally:
+            self._loop_of_others = asyncio._get_running_loop()
+            asyncio._set_running_loop(loop)
+        return super().select(0)
+
+    _loop_of_others: Any = None
+
+
+class GreenEventLoop(asyncio.SelectorEventLoop):
+    """asyncio's own loop, on a :class:`GreenSelector`.
+
+    What any greenlet of its thread schedules takes effect at once, as it does on the reactor.
+    """
+
+    def __init__(self) -> None:
+        self.cooperative_wait = CooperativeWait()
+        super().__init__(GreenSelector(self.cooperative_wait))
+
+    def call_soon(  # type: ignore[override]  # which has a TypeVarTuple
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = super().call_soon(callback, *args, context=context)
+        self.cooperative_wait.wake_if_parked()
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = super().call_at(when, callback, *args, context=context)
+        self.cooperative_wait.wake_if_parked()
+        return handle
+
+
+class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
+    """Twisted's asyncio reactor, waiting in gevent's hub.
+
+    :param eventloop: a :class:`GreenEventLoop`; ``None`` makes one, and makes it asyncio's
+        current loop.
+    :raises TypeError: another kind of loop, whose waiting nobody could share.
+    """
+
+    _asyncioEventloop: GreenEventLoop
+
+    def __init__(self, eventloop: GreenEventLoop | None = None) -> None:
+        if eventloop is None:
+            eventloop = GreenEventLoop()
+            asyncio.set_event_loop(eventloop)
+        elif not isinstance(eventloop, GreenEventLoop):
+            raise TypeError(
+                f"GeventAsyncioReactor runs on a GreenEventLoop of this module, not {eventloop!r}"
+            )
+        super().__init__(eventloop, cooperative_wait=eventloop.cooperative_wait)
+
+    def callFromThread(  # type: ignore[override]
+        self, f: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if get_thread_ident() == self.cooperative_wait.hub.thread_ident:
+            # In our own thread, asyncio's pipe is too much.
+            self._asyncioEventloop.call_soon(lambda: self.callLater(0, f, *args, **kwargs))
+        else:
+            super().callFromThread(f, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def install(eventloop: GreenEventLoop | None = None) -> None:
+    """Install it, as :func:`twisted.internet.asyncioreactor.install` does the stock one.
+
+    :param eventloop: as for :class:`GeventAsyncioReactor`.
+    :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
+    """
+    installReactor(GeventAsyncioReactor(eventloop))

@@ -1,0 +1,33 @@
+"""Twisted's own poll reactor, waiting in gevent's hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from twisted.internet.main import installReactor
+
+from ._stock import stock_module
+from .green import GreenReactor
+from .wait import READ, WRITE
+
+PollReactor = stock_module("twisted.internet.pollreactor", "poll").PollReactor
+
+
+class GreenPollReactor(GreenReactor, PollReactor):  # type: ignore[misc,valid-type]
+    """poll(2) has no descriptor of its own: the hub watches each one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cooperative_wait.watch_each(self._descriptors)
+
+    def _descriptors(self) -> Iterator[tuple[int, int]]:
+        for fd in self._selectables:
+            yield fd, READ * (fd in self._reads) | WRITE * (fd in self._writes)
+
+
+Reactor = GreenPollReactor
+
+
+def install() -> None:
+    """Install it, as each of Twisted's reactor modules has it."""
+    installReactor(GreenPollReactor())

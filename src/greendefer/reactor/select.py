@@ -1,0 +1,40 @@
+"""Twisted's own select reactor, waiting in gevent's hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gevent import monkey
+from twisted.internet import selectreactor
+from twisted.internet.main import installReactor
+
+from .green import GreenReactor
+from .wait import READ, WRITE
+
+if selectreactor._select is not selectreactor.win32select:
+    # It asks with a timeout of 0, after the wait: gevent's own select would only be slower.
+    selectreactor._select = monkey.get_original("select", "select")
+
+
+class GreenSelectReactor(GreenReactor, selectreactor.SelectReactor):
+    """select(2) has no descriptor of its own: the hub watches each one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cooperative_wait.watch_each(self._descriptors)
+
+    def _descriptors(self) -> Iterator[tuple[int, int]]:
+        selectable: Any
+        for selectable in self._reads:
+            yield selectable.fileno(), READ
+        for selectable in self._writes:
+            yield selectable.fileno(), WRITE
+
+
+Reactor = GreenSelectReactor
+
+
+def install() -> None:
+    """Install it, as each of Twisted's reactor modules has it."""
+    installReactor(GreenSelectReactor())
