@@ -127,6 +127,8 @@ class TestWaitForDeferred:
         g = gevent.spawn(wait_for_deferred, d)
         gevent.sleep(0)
         g.kill()
+        while not cancelled:
+            gevent.sleep(0)
         assert cancelled == [d]
 
     def test_a_gevent_timeout_around_it_cancels(self) -> None:
@@ -134,6 +136,8 @@ class TestWaitForDeferred:
         d: Deferred[int] = Deferred(cancelled.append)
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
             wait_for_deferred(d)
+        while not cancelled:
+            gevent.sleep(0)
         assert cancelled == [d]
 
     def test_one_that_fires_while_the_waiter_is_killed(self) -> None:

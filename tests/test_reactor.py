@@ -279,7 +279,7 @@ class TestInstall:
             greendefer.install()
 
     def test_unknown_kind(self) -> None:
-        with pytest.raises(ValueError, match="'native'"):
+        with pytest.raises(ValueError, match="'native', 'poll', 'select', 'asyncio'"):
             greendefer.install("quantum")
 
     def test_patched_afterwards(self, run_program: Any) -> None:

@@ -14,20 +14,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python import context as twisted_context
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_repr
 
 from . import _twistedcontext
 from .carriers import Carrier
 from .deadlines import Deadline
-from .errors import CallTimeout, PoolClosed, PoolFull, WouldDeadlock
-from .home import Home, home_here
+from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull
+from .home import Home, home_here, home_if_any
+from .lending import slot_is_back, wait_begins, wait_ends
 from .policy import OnCancel, PoolStats, Timeouts, check_count, check_seconds
+
+_log = Logger(namespace="greendefer")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,15 +48,21 @@ class Call(Deferred[Any]):
     :ivar outcome: the statistic that it counts for once that is settled, else ``None``.
     :ivar lender: the call in whose slot it runs, where it has none of its own.
     :ivar borrower: the call that runs in its slot, while it waits for that one.
-    :ivar waited_by: a call that waits for this one and does nothing else meanwhile.
+    :ivar waits_for: the call that it waits for, while it does nothing else.
+    :ivar waiters: the calls that wait for this one.
+    :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
+    :ivar was_killed: it was told to end.
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
     """
 
     carried_by: Any = None
+    was_killed = False
     outcome: str | None = None
     lender: Call | None = None
     borrower: Call | None = None
-    waited_by: Call | None = None
+    waits_for: Call | None = None
+    waiters: frozenset[Call] = frozenset()
+    hosted: Pool | None = None
     when_ended: Callable[[], object] | None = None
     _deadline: Deadline | None = None
     _total_at: float | None = None
@@ -80,9 +92,20 @@ class Call(Deferred[Any]):
     def name(self) -> str:
         """The function's name, for people."""
         f: Any = self.f
-        while not hasattr(f, "__qualname__") and hasattr(f, "func"):
-            f = f.func  # functools.partial
-        return getattr(f, "__qualname__", None) or repr(f)
+        while isinstance(f, partial):
+            f = f.func
+        name = getattr(f, "__qualname__", None)
+        return name if isinstance(name, str) else safe_repr(f)
+
+    @property
+    def is_queued(self) -> bool:
+        """Does it wait for a slot?"""
+        return self.state == QUEUED
+
+    @property
+    def is_running(self) -> bool:
+        """Has it begun, and not ended?"""
+        return self.state == RUNNING
 
     # What a carrier calls.
 
@@ -104,7 +127,10 @@ class Call(Deferred[Any]):
     def end(self, result: Any) -> None:
         """It has ended, with a value or a Failure."""
         if type(result) is CoroutineType:
-            result.close()
+            try:
+                result.close()
+            except RuntimeError:
+                pass  # it would not be closed; it is refused all the same
             error = f"{self.name} is async already: it returned a coroutine, which nobody awaits. "
             result = Failure(TypeError(f"{error}Use Deferred.fromCoroutine(f()) instead."))
         self.pool._end(self, result)
@@ -136,7 +162,8 @@ class Call(Deferred[Any]):
         error = CallTimeout(f"{self.name} {doing} {self.pool}: its limit is {timeouts}")
         how = timeouts.on_expiry or ("kill" if self.pool._carrier.can_kill else "abandon")
         self.pool._give_up(self, "timed_out", how)
-        self.errback(Failure(error))
+        if not self.called:  # as a canceller of what it waited for may have done
+            self.errback(Failure(error))
 
     # Its result.
 
@@ -150,11 +177,14 @@ class Call(Deferred[Any]):
 
     def fire(self, result: Any) -> None:
         """Fire with `result`, unless it was cancelled on the way."""
+        wait_ends(self)
         if self.called:
             return
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if result is _CLOSED:
+            result = Failure(self.pool.closed_error(self))
         if self._inner is not None:
             self._inner = None
             if isinstance(result, Failure):
@@ -165,6 +195,19 @@ class Call(Deferred[Any]):
         """Let go of what only a call that may still run needs."""
         self.carried_by = None
         del self._args, self._kwargs, self._context, self._twisted_context
+
+
+_CLOSED: Any = object()
+"""The result of a call whose pool was closed. Its error is made when it is delivered: there may be
+thousands of them at once."""
+
+
+def cancel_quietly(d: Deferred[Any]) -> None:
+    """Cancel `d`, whatever its canceller does; what that raises is logged."""
+    try:
+        d.cancel()
+    except Exception:
+        _log.failure("The canceller of {d!r} failed", d=d)
 
 
 def _cancel(call: Deferred[Any]) -> None:
@@ -283,16 +326,36 @@ class Pool:
         closed: Deferred[None] = Deferred()
         home = self._home
         if home is None:  # never had a call
-            closed.callback(None)
+            if (home := home_if_any()) is None:
+                closed.callback(None)
+            else:
+                home.deliver(closed.callback, None)
             return closed
+        self._reject_queued(home)
+        self._when_idle(closed)
+        if grace == 0:
+            self._kill_all()
+        elif grace is not None and self._active:
+            deadline = home.deadlines.at(monotonic() + grace, self._kill_all)
+            closed.addBoth(_stop_deadline, deadline)
+        return closed
+
+    def drain(self) -> Deferred[None]:
+        """Let the running calls end; those in the queue fail as in :meth:`close`. New calls may
+        still be made: it is for the time between ``reactor.stop()`` and its end.
+
+        :returns: a Deferred that fires with ``None`` when no call runs.
+        """
+        drained: Deferred[None] = Deferred()
+        self._reject_queued(self._home_of_calls)
+        return self._when_idle(drained)
+
+    def _reject_queued(self, home: Home) -> None:
         for call in list(self._queue):
             self._remove_from_queue(call)
             call.settle("rejected")
             self._finish(call)
-            home.deliver(call, Failure(self.closed_error(call)))
-        if grace is not None and self._active:
-            home.deadlines.at(monotonic() + grace, self._kill_all)
-        return self._when_idle(closed)
+            home.deliver(call.fire, _CLOSED)
 
     # From here on: what happens to one call.
 
@@ -306,13 +369,14 @@ class Pool:
         home = home_here()
         if home is not self._home:
             if self._active or self._queue:
-                raise WouldDeadlock(
+                raise GreendeferError(
                     f"{self!r} has calls on a reactor that is no longer the installed one; they "
                     "will never end. Make a new pool for the new reactor."
                 )
             self._home = home
             self._carrier = self._make_carrier(home)
             home.pools.add(self)
+            self._closed = self._closed or home.stopped
         return home
 
     def _call(
@@ -385,22 +449,22 @@ class Pool:
                 # Its own time goes on until that one has fired; its slot does not.
                 call.settle("completed")
                 call._inner = result
-                result.addBoth(lambda value: self._home_of_calls.deliver(call, value))
-                if call._deadline is not None:
-                    call._set_deadline(None)
+                result.addBoth(lambda value: self._home_of_calls.deliver(call.fire, value))
             else:
                 call.settle("failed" if isinstance(result, Failure) else "completed")
                 if call._deadline is not None:
                     call._deadline.cancel()
                     call._deadline = None
-                self._home_of_calls.deliver(call, result)
+                self._home_of_calls.deliver(call.fire, result)
         else:  # nobody hears it any more
             if call.lender is None:
                 self._lingering -= 1
             if isinstance(result, Deferred):
                 result.addErrback(lambda _: None)
-                result.cancel()
+                cancel_quietly(result)
         self._finish(call)
+        if call._inner is not None and isinstance(result, Call):
+            wait_begins(call, result)
 
     def _finish(self, call: Call) -> None:
         """`call` holds nothing any more."""
@@ -414,6 +478,8 @@ class Pool:
             call.when_ended()
         if self._queue:
             self._refill()
+        if lender is not None:
+            slot_is_back(lender)
         if self._closers and not self._active:
             self._fire_closers()
 
@@ -422,11 +488,11 @@ class Pool:
         if call._deadline is not None:
             call._deadline.cancel()
             call._deadline = None
-        if call.state == ENDED:  # its result is on the way, or it waits for a Deferred of its own
+        if call.outcome is not None:  # its result is on the way, or it returned a Deferred
             call.settle(outcome)
             inner, call._inner = call._inner, None
             if inner is not None:
-                inner.cancel()
+                cancel_quietly(inner)
             return
         if call.state == QUEUED:
             self._remove_from_queue(call)
@@ -441,7 +507,7 @@ class Pool:
         if call.lender is None:
             self._lingering += 1
         if how == "kill":
-            self._carrier.kill(call)
+            self._kill(call)
 
     def _when_idle(self, idle: Deferred[None]) -> Deferred[None]:
         """Fire `idle` once no call holds a slot, or waits for one."""
@@ -451,42 +517,46 @@ class Pool:
         return idle
 
     def _kill_all(self) -> None:
-        """The grace of close() is over."""
+        """The grace of close() is over. Calls that were told to end already are left to it."""
         for call in list(self._active):
-            if call.called:
-                self._carrier.kill(call)
-            else:
-                error = self.closed_error(call)
+            if call.outcome is None:
                 self._give_up(call, "cancelled", "kill")
-                call.errback(Failure(error))
+                self._home_of_calls.deliver(call.fire, _CLOSED)
+            elif not call.was_killed:
+                self._kill(call)
         self._fire_closers()
+
+    def _kill(self, call: Call) -> None:
+        call.was_killed = True
+        self._carrier.kill(call)
 
     def _fire_closers(self) -> None:
         closers, self._closers = self._closers, []
         for closed in closers:
-            self._home_of_calls.call_soon(closed.callback, None)
+            self._home_of_calls.deliver(closed.callback, None)
 
-    # A call that waits for another one lends its slot.
+    # For lending.
 
-    def start_in_slot_of(self, waiter: Call, call: Call) -> None:
-        """Start a queued call now, in the slot of a call that waits for it: else neither may ever
-        get on (twisted#5298). Nothing happens if no waiting call has a slot of this pool.
+    @property
+    def can_nest(self) -> bool:
+        """Can a call run while another one waits for it in the same slot?"""
+        return self._carrier.can_nest
 
-        The call is counted as queued until it fires, since it has no slot of its own.
+    def active_calls(self) -> list[Call]:
+        """The calls that hold a slot."""
+        return list(self._active)
 
-        :raises WouldDeadlock: it would have to run on a worker that is busy waiting for it.
+    def start_in_slot_of(self, lender: Call, call: Call) -> None:
+        """Start a queued call now, in the slot of one that waits for it.
+
+        It is counted as queued until it fires, since it has no slot of its own.
         """
-        lender: Call | None = waiter
-        while lender is not None and lender.pool is not self:
-            lender = lender.waited_by or lender.pool.host
-        if lender is None or lender.borrower is not None:
-            return
-        if not self._carrier.can_nest:
-            raise WouldDeadlock(
-                f"{waiter.name} waits for {call.name}, which is queued behind it on the same "
-                f"worker, {self!r}. Call the function itself instead, or submit it to a pool."
-            )
         del self._queue[call]
         call.lender = lender
         lender.borrower = call
         self._start(call)
+
+
+def _stop_deadline(result: T, deadline: Deadline) -> T:
+    deadline.cancel()
+    return result

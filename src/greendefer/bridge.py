@@ -18,11 +18,11 @@ from greenlet import GreenletExit, getcurrent
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from .admission import ENDED, QUEUED, Call
-from .carriers.greenlets import current_call
-from .deadlines import Deadline
+from .admission import ENDED, Call, cancel_quietly
+from .carriers.greenlets import Kill, current_call
 from .errors import CallTimeout, GreendeferError, WouldDeadlock
-from .home import Home, home_here, installed_reactor, is_reactor_thread
+from .home import Home, has_stopped, home_here, installed_reactor, is_reactor_thread
+from .lending import wait_begins, wait_ends
 from .policy import check_seconds
 
 T = TypeVar("T")
@@ -83,30 +83,61 @@ def refuse_to_deadlock(home: Home) -> None:
 class _Wait:
     """One greenlet that waits for one Deferred."""
 
-    __slots__ = ("_waiter", "d", "fired", "home", "result", "tb", "timed_out")
+    __slots__ = (
+        "_waiter",
+        "d",
+        "fired",
+        "given_up",
+        "home",
+        "result",
+        "stopped",
+        "tb",
+        "timed_out",
+    )
 
     def __init__(self, home: Home, d: Deferred[Any]) -> None:
         self.home = home
         self.d = d
-        self.fired = False
-        self.timed_out = False
+        self.fired = self.timed_out = self.stopped = self.given_up = False
         self.result: Any = None
         self.tb: TracebackType | None = None
         self._waiter: Any = None
 
+    @property
+    def over(self) -> bool:
+        return self.fired or self.timed_out or self.stopped
+
     def fire(self, result: Any) -> Any:
         self.fired = True
-        self.result = result
-        if isinstance(result, Failure):
-            self.tb = result.tb
-        self.resume()
+        if not self.given_up:
+            self.result = result
+            if isinstance(result, Failure):
+                self.tb = result.tb
+            self.resume()
         return result
 
     def expire(self) -> None:
         if not self.fired:
             self.timed_out = True
-            self.d.cancel()
+            cancel_quietly(self.d)
             self.resume()
+
+    def reactor_stopped(self) -> None:
+        self.stopped = True
+        self.resume()
+
+    def give_up(self) -> None:
+        """The waiting greenlet is killed: cancel what it waited for, in the reactor's greenlet."""
+        self.given_up = True
+
+        def cancel(d: Deferred[Any] = self.d) -> None:
+            cancel_quietly(d)
+            _handled(d)
+
+        if self.home.stopped:
+            cancel()
+        else:
+            self.home.call_soon(cancel)
 
     def resume(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -132,61 +163,78 @@ def _wait(home: Home, d: Deferred[T], timeout: float | None) -> T:
     if wait.timed_out:
         _handled(d)
         raise CallTimeout(f"The wait for {d!r} took longer than {timeout} s")
+    if not wait.fired:
+        raise GreendeferError(f"The reactor has stopped, and {d!r} has not fired")
     if isinstance(result, Failure):
         _handled(d)
         assert result.value is not None
-        raise result.value.with_traceback(wait.tb)
+        try:
+            raise result.value.with_traceback(wait.tb)
+        finally:
+            # The traceback has this frame: no cycle, please.
+            del result, wait
     return result  # type: ignore[no-any-return]
 
 
 def _park(wait: _Wait, timeout: float | None) -> None:
-    d = wait.d
-    deadline: Deadline | None = None
-    if timeout is not None:
-        deadline = wait.home.deadlines.at(monotonic() + timeout, wait.expire)
+    home = wait.home
+    if home.stopped:
+        return
     me = current_call()
-    if me is not None and isinstance(d, Call):
-        d.waited_by = me
-        if d.state == QUEUED:
-            d.pool.start_in_slot_of(me, d)
+    if me is not None and isinstance(wait.d, Call):
+        wait_begins(me, wait.d)
+    deadline = None
+    if timeout is not None:
+        deadline = home.deadlines.at(monotonic() + timeout, wait.expire)
+    home.waits.add(wait)
+    interrupted: BaseException | None = None
     try:
-        while not (wait.fired or wait.timed_out):
+        while not wait.over:
             wait.park()
-    except LoopExit:
-        raise WouldDeadlock(
-            f"Nobody is left who could fire {d!r}: no reactor runs in this thread. Start it with "
-            "reactor.run(), and wait in a greenlet."
-        ) from None
-    except BaseException:  # this greenlet is killed, or timed out by gevent.Timeout
-        wait.fired = True  # whatever comes now, nobody hears it
-        d.cancel()
-        _handled(d)
-        raise
+    except BaseException as e:  # this greenlet is killed, or timed out by gevent.Timeout
+        interrupted = e
+        wait.give_up()
+    home.waits.discard(wait)
+    if deadline is not None:
+        deadline.cancel()
+    if me is not None:
+        wait_ends(me)
+        interrupted = _take_back_slot(wait, me, interrupted)
+    if interrupted is None:
+        return
+    try:
+        if isinstance(interrupted, LoopExit):
+            raise WouldDeadlock(
+                f"Nobody is left who could fire {wait.d!r}: no reactor runs in this thread. Start "
+                "it with reactor.run(), and wait in a greenlet."
+            ) from None
+        raise interrupted
     finally:
-        if deadline is not None:
-            deadline.cancel()
-        if me is not None:
-            if isinstance(d, Call):
-                d.waited_by = None
-            _take_back_slot(wait, me)
+        del interrupted
 
 
-def _take_back_slot(wait: _Wait, me: Call) -> None:
-    """Wait until the call that runs in our slot has ended."""
+def _take_back_slot(
+    wait: _Wait, me: Call, interrupted: BaseException | None
+) -> BaseException | None:
+    """Wait until the call that runs in our slot has ended.
+
+    :returns: what to raise afterwards: the first that was thrown into this greenlet, but a kill
+        before anything else.
+    """
     lender: Call | None = me
     while lender is not None:
         borrower = lender.borrower
-        if borrower is not None and borrower.state != ENDED:
+        while borrower is not None and borrower.state != ENDED:
             borrower.when_ended = wait.resume
-            killed: BaseException | None = None
-            while borrower.state != ENDED:
-                try:
-                    wait.park()
-                except BaseException as e:
-                    killed = e
-            if killed is not None:
-                raise killed
+            try:
+                wait.park()
+            except LoopExit as e:
+                return e
+            except BaseException as e:
+                if interrupted is None or isinstance(e, Kill):
+                    interrupted = e
         lender = lender.pool.host
+    return interrupted
 
 
 def _handled(d: Deferred[Any]) -> None:
@@ -250,10 +298,13 @@ def _as_deferred(result: Any) -> Any:
 
 def _call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None) -> Any:
     """From another thread: it sleeps, or, if it has a hub of its own, its other greenlets go on."""
+    if has_stopped(reactor):
+        raise GreendeferError("The reactor has stopped: what it is asked to call is never called")
     outcome: list[tuple[Any, TracebackType | None]] = []
     running: list[Deferred[Any]] = []
     wake, sleep = _thread_sleeper()
     context = copy_context()
+    stopped = Failure(GreendeferError("The reactor has stopped, and the result is not there"))
 
     def call() -> Any:
         return _as_deferred(context.run(f))
@@ -261,15 +312,18 @@ def _call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None
     def start() -> None:
         d: Deferred[Any] = maybeDeferred(call)
         running.append(d)
+        trigger = reactor.addSystemEventTrigger("after", "shutdown", finish, stopped)
         d.addBoth(finish)
+        d.addBoth(lambda _: _remove_trigger(reactor, trigger))
 
     def finish(result: Any) -> None:
-        outcome.append((result, result.tb if isinstance(result, Failure) else None))
-        wake()
+        if not outcome:
+            outcome.append((result, result.tb if isinstance(result, Failure) else None))
+            wake()
 
     def cancel() -> None:
         for d in running:
-            d.cancel()
+            cancel_quietly(d)
 
     reactor.callFromThread(start)
     try:
@@ -298,11 +352,21 @@ def _thread_sleeper() -> tuple[Callable[[], object], Callable[[float | None], bo
             lock.acquire(timeout=-1 if timeout is None else timeout)
         )
     woken: Any = hub.loop.async_()
+    waiter: Waiter[None] = Waiter(hub)
+    # Now, not when it sleeps: libev forgets what was sent before the start (ev_async_start).
+    woken.start(waiter.switch, None)
 
     def sleep(timeout: float | None) -> bool:
         with woken, gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
-            hub.wait(woken)
+            waiter.get()
             return True
         return False
 
     return woken.send, sleep
+
+
+def _remove_trigger(reactor: Any, trigger: Any) -> None:
+    try:
+        reactor.removeSystemEventTrigger(trigger)
+    except ValueError:
+        pass  # it is shutdown that fired it

@@ -80,29 +80,46 @@ class _Blocking:
 
 
 class _Decorated(wrapt.FunctionWrapper):  # type: ignore[type-arg]
-    """A decorated callable: wrapt keeps its signature, its name, and how it binds."""
+    """A decorated callable: wrapt keeps its signature, its name, and how it binds.
+
+    Like a function, it is copied as itself, and pickled by its qualified name.
+    """
+
+    def __copy__(self):  # type: ignore[no-untyped-def]
+        return self
+
+    def __deepcopy__(self, memo):  # type: ignore[no-untyped-def]
+        return self
+
+    def __reduce_ex__(self, protocol):  # type: ignore[no-untyped-def]
+        return self.__qualname__
 
 
-class _BoundMadeSync(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
-    @property
-    def __func__(self):  # type: ignore[no-untyped-def]
-        method: Any = self.__wrapped__
-        return _MadeSync(method.__func__, self._self_wrapper)
-
-
-class _MadeSync(_Decorated):
+class _SaysItIsSync:
     """An ``async def`` that was made blocking: ``inspect`` must not take it for one still.
 
     That looks at the flags of ``__code__``, of a method's ``__func__`` too. Without annotations
     here: those of the decorated function would be hidden by them.
     """
 
-    __bound_function_wrapper__ = _BoundMadeSync
-
     @property
     def __code__(self):  # type: ignore[no-untyped-def]
-        code = self.__wrapped__.__code__
+        wrapped: Any = self.__wrapped__  # type: ignore[attr-defined]
+        code = wrapped.__code__
         return code.replace(co_flags=code.co_flags & ~inspect.CO_COROUTINE)
+
+    @property
+    def __func__(self):  # type: ignore[no-untyped-def]
+        wrapped: Any = self.__wrapped__  # type: ignore[attr-defined]
+        return _MadeSync(wrapped.__func__, self._self_wrapper)  # type: ignore[attr-defined]
+
+
+class _BoundMadeSync(_SaysItIsSync, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    pass
+
+
+class _MadeSync(_SaysItIsSync, _Decorated):
+    __bound_function_wrapper__ = _BoundMadeSync
 
 
 def _check_callable(what: str, func: Any) -> None:

@@ -21,7 +21,7 @@ from .errors import GreendeferError
 from .reactor.wait import SLICE
 
 if TYPE_CHECKING:
-    from .admission import Call, Pool
+    from .admission import Pool
     from .reactor.wait import CooperativeWait
 
 SHUTDOWN_GRACE = 1.0
@@ -36,6 +36,9 @@ class Home:
     """One reactor and the hub that it runs on: what the calls of all pools have in common.
 
     :ivar deadlines: what is to happen in the reactor's greenlet at a time.
+    :ivar pools: those that have had a call.
+    :ivar waits: greenlets that wait for Deferreds.
+    :ivar stopped: the reactor has stopped, and will not deliver anything more.
     """
 
     def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
@@ -47,12 +50,16 @@ class Home:
         self.deadlines = Deadlines(self.loop, self.call_soon)
         self.pools: WeakSet[Pool] = WeakSet()
         self._thread = wait.hub.thread_ident
-        self._outbox: deque[tuple[Call, Any]] = deque()
+        self._outbox: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._posted = False
         make_greenlet_local()
         if not reactor.running:
             reactor.interrupt_main.install()
-        reactor.addSystemEventTrigger("before", "shutdown", self._shut_down)
+        self.stopped = False
+        self.waits: set[Any] = set()
+        reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
+        reactor.addSystemEventTrigger("during", "shutdown", self._close)
+        reactor.addSystemEventTrigger("after", "shutdown", self._stop)
 
     def is_here(self) -> bool:
         """Is this still the installed reactor, and this its thread?"""
@@ -65,32 +72,56 @@ class Home:
         """The reactor's greenlet, while the reactor runs."""
         return self.wait.greenlet
 
-    def deliver(self, call: Call, result: Any) -> None:
-        """Have `call` fire with `result` in the reactor's greenlet, after all earlier ones."""
-        self._outbox.append((call, result))
+    def deliver(self, fire: Callable[[Any], object], result: Any) -> None:
+        """Call ``fire(result)`` in the reactor's greenlet, after all earlier ones."""
+        self._outbox.append((fire, result))
         if not self._posted:
             self._posted = True
             self.call_soon(self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self, all_of_it: bool = False) -> None:
         self._posted = False
         outbox = self._outbox
         until = monotonic() + SLICE
         try:
             while outbox:
-                call, result = outbox.popleft()
-                call.fire(result)
-                if monotonic() >= until:
+                fire, result = outbox.popleft()
+                fire(result)
+                if monotonic() >= until and not all_of_it:
                     break  # timers and descriptors first; the rest in the next turn
         finally:
             if outbox and not self._posted:
                 self._posted = True
                 self.call_soon(self._flush)
 
-    def _shut_down(self) -> Deferred[Any]:
-        ended = [pool.close(grace=SHUTDOWN_GRACE) for pool in list(self.pools)]
-        ended_all: Deferred[Any] = DeferredList(ended)
-        return ended_all.addCallback(lambda _: self.deadlines.stop())
+    # The reactor stops. Until all that others do before shutdown is done (services, say), calls may
+    # be made; then pools close. Twisted closes its own thread pool in the same order.
+
+    def _last_in_line(self) -> None:
+        self.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
+
+    def _drain(self) -> Deferred[None]:
+        """Give running calls their grace; those that wait for a slot get none."""
+        drained: Deferred[None] = Deferred()
+
+        def done(_: object = None) -> None:
+            if not drained.called:
+                drained.callback(None)
+
+        DeferredList([pool.drain() for pool in list(self.pools)]).addCallback(done)
+        self.deadlines.at(monotonic() + SHUTDOWN_GRACE, done)
+        return drained
+
+    def _close(self) -> None:
+        self.stopped = True
+        for pool in list(self.pools):
+            pool.close(grace=0)
+        self._flush(all_of_it=True)
+
+    def _stop(self) -> None:
+        self.deadlines.stop()
+        for wait in list(self.waits):
+            wait.reactor_stopped()
 
 
 def installed_reactor() -> Any:
@@ -146,3 +177,13 @@ def home_here() -> Home:
     if home is None or home.reactor is not reactor or home.hub is not wait.hub:
         _home = home = Home(reactor, wait)
     return home
+
+
+def home_if_any() -> Home | None:
+    """The home of the installed reactor, if it has one, and this is its thread."""
+    return _home if _home is not None and _home.is_here() else None
+
+
+def has_stopped(reactor: Any) -> bool:
+    """Has a reactor stopped for good? What it is asked to call will never be called then."""
+    return bool(getattr(reactor, "_startedBefore", False)) and not reactor.running

@@ -86,7 +86,11 @@ def check_seconds(what: str, value: float | None) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
-    if math.isnan(value) or value < 0:
+    try:
+        seconds = float(value)
+    except OverflowError:
+        raise ValueError(f"{what} is too large a number; None is no limit") from None
+    if math.isnan(seconds) or seconds < 0:
         raise ValueError(f"{what} must be 0 or more seconds, or None for no limit, not {value!r}")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .admission import Pool
+from .admission import Call, Pool
 from .carriers import Carrier
 from .carriers.greenlets import GreenletCarrier, PinnedCarrier
 from .home import Home
@@ -86,39 +86,53 @@ class PoolWorker(Pool):
         :raises RuntimeError: outside of its ``async with``.
         :raises TypeError: `f` is not callable.
         """
+        return super().submit(f, *args, **kwargs)
+
+    def resize(self, size: int) -> None:
+        """
+        :raises RuntimeError: always. A worker is one.
+        """
+        raise RuntimeError("A worker runs one call at a time: resize its pool instead")
+
+    def _call(self, *args: Any) -> Call:
         if self._entered is None:
             raise RuntimeError(
                 "A worker is there inside of its block only: async with pool.worker() as w: "
                 "await w.submit(f)"
             )
-        return super().submit(f, *args, **kwargs)
+        return super()._call(*args)
 
     async def __aenter__(self) -> PoolWorker:
         if self._entered is not None:
             raise RuntimeError("This worker was entered before: ask for another, pool.worker()")
         self._bind()
         self.host = host = self._pool._call(self._serve, (), {}, None, "kill")
+        host.hosted = self
         entered: Deferred[None] = Deferred(lambda _: host.cancel())
         self._entered = entered
 
-        def ended(failure: Failure) -> Failure | None:
-            if entered.called:
-                return failure  # for __aexit__
-            entered.errback(failure)
-            return None
+        def ended(result: Any) -> Any:
+            # Also when the pool was closed, or the worker killed, while calls run or wait here.
+            self._carrier.stop()
+            self.close(grace=0)
+            if isinstance(result, Failure) and not entered.called:
+                entered.errback(result)
+                return None
+            return result  # for __aexit__
 
-        host.addErrback(ended)
-        await entered
+        host.addBoth(ended)
+        try:
+            await entered
+        except BaseException:  # GeneratorExit too: nobody will leave the block
+            host.cancel()
+            raise
         return self
 
     def _serve(self) -> None:
         assert self._home is not None
         assert self._entered is not None
         self._home.call_soon(_fire_unless_cancelled, self._entered)
-        try:
-            self._carrier.serve()
-        finally:
-            self.close(grace=0)
+        self._carrier.serve()
 
     async def __aexit__(
         self,
@@ -128,15 +142,13 @@ class PoolWorker(Pool):
     ) -> None:
         host = self.host
         assert host is not None
+        self._closed = True
+        self._carrier.stop()  # when it has run what was submitted
         if exc_type is None:
-            self._closed = True
-            await self._when_idle(Deferred())
-            self._carrier.stop()
             await host
         else:
             host.addErrback(lambda _: None)
-            await self.close(grace=0)
-            self._carrier.stop()
+            self.close(grace=0)
 
 
 def _fire_unless_cancelled(d: Deferred[None]) -> None:

@@ -72,12 +72,12 @@ class Worker(greenlet):
         outer = self.call
         self.call = call
         call.carried_by = self
-        stray = None
+        stray = result = None
         try:
             call.begin()
             result = call.run()
             if self.killed is call:
-                _log_swallowed(call.name, call.pool)
+                self.log_swallowed(call)
         except BaseException as e:
             # Of whatever kind: a SystemExit that left this greenlet would be raised in the
             # main one (gevent.hub.Hub.handle_system_error), which is the reactor's.
@@ -87,9 +87,26 @@ class Worker(greenlet):
             else:
                 result = Failure()
         self.call = outer
-        call.end(result)
-        if stray is not None:
-            raise stray
+        try:
+            call.end(result)
+            if stray is not None:
+                raise stray
+        finally:
+            # A Failure has a traceback, which has this frame: no cycle, please.
+            del result, stray
+
+    def log_swallowed(self, call: Call) -> None:
+        """Say once that `call`, or what runs inside of it, goes on although it was killed."""
+        if self.killed is call:
+            self.killed = None
+            guilty = self.call or call
+            _log.warn(
+                "{name} was killed (cancelled, out of time, or its pool closed) but swallowed the "
+                "gevent.GreenletExit, and ran on. It holds its slot of {pool} until it ends. Let "
+                "GreenletExit pass: catch Exception, not BaseException, or raise it again.",
+                name=guilty.name,
+                pool=repr(guilty.pool),
+            )
 
     def switch_out(self) -> None:
         # The hub calls this in a greenlet that is about to switch to it (gevent/
@@ -225,6 +242,7 @@ class PinnedCarrier:
                 call = self._ready.popleft()
                 if call.state == STARTED:
                     worker.execute(call)
+                del call
             if self._stopped:
                 return
             waiter: Waiter[None] = Waiter(self._home.hub)
@@ -248,20 +266,10 @@ def _throw(home: Home, call: Call, worker: Worker) -> None:
 
     def gone(_: object) -> None:
         if call.state != ENDED:
-            home.call_soon(_log_swallowed, call.name, call.pool)
+            home.call_soon(worker.log_swallowed, call)
 
     # The exception lives for as long as it propagates: while `finally` blocks run, it is the one
     # being handled. Once it is gone, and the call is not, somebody has swallowed it.
     kill = [Kill(call)]
     worker.kill_watch = weakref.ref(kill[0], gone)
     worker.throw(kill.pop())
-
-
-def _log_swallowed(name: str, pool: object) -> None:
-    _log.warn(
-        "{name} was killed (cancelled, out of time, or its pool closed) but swallowed the "
-        "gevent.GreenletExit, and ran on. It holds its slot of {pool} until it ends. Let "
-        "GreenletExit pass: catch Exception, not BaseException, or raise it again.",
-        name=name,
-        pool=repr(pool),
-    )

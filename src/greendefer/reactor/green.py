@@ -61,9 +61,6 @@ class GreenReactor(_Base):
             self._in_this_greenlet(super().run, *args, **kwargs)
         finally:
             self._signals.uninstall()
-        if self.interrupt_main.interrupted:
-            self.interrupt_main.interrupted = False
-            raise KeyboardInterrupt
 
     def iterate(self, delay: float = 0.0) -> None:
         self._in_this_greenlet(super().iterate, delay)
@@ -76,6 +73,9 @@ class GreenReactor(_Base):
             f(*args, **kwargs)
         finally:
             wait.greenlet = outer
+        if self.interrupt_main.interrupted and outer is None:
+            self.interrupt_main.interrupted = False
+            raise KeyboardInterrupt
 
     def _makeSignalHandling(self, installSignalHandlers: bool) -> Any:
         # Twisted sets a handler of its own only where there is none but Python's.
