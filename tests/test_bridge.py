@@ -278,6 +278,17 @@ class TestBlockingFromGreenlet:
         assert result == 1
         assert after >= 2
 
+    def test_no_answer_is_missed_in_threads_with_hubs(self) -> None:
+        """What fires before the thread gets to sleep counts."""
+        quick = blocking_from_greenlet(lambda: 1)
+
+        def work() -> int:
+            gevent.get_hub()
+            return sum(quick() for _ in range(300))
+
+        pool = gevent.get_hub().threadpool
+        assert [r.get() for r in [pool.spawn(work) for _ in range(3)]] == [300] * 3
+
     def test_many_threads(self) -> None:
         pool = gevent.get_hub().threadpool
         assert sorted(pool.map(later, range(100))) == list(range(100))

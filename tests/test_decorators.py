@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import functools
 import inspect
+import pickle
 import time
 import traceback
 from typing import Any
@@ -160,6 +162,22 @@ class TestWhatSurvives:
         assert not inspect.iscoroutinefunction(Client().lookup)
         assert inspect.signature(f).parameters.keys() == {"x"}
         assert f(3) == 3
+
+    def test_an_async_staticmethod_made_blocking(self) -> None:
+        class Holder:
+            @blocking_from_greenlet
+            @staticmethod
+            async def f() -> int:
+                return 1
+
+        assert Holder.f() == 1
+        assert not inspect.iscoroutinefunction(Holder.f)
+        assert not inspect.iscoroutinefunction(with_options(Client().lookup, timeout=1))
+
+    def test_copied_as_itself_and_pickled_by_name(self) -> None:
+        assert copy.copy(plain) is plain
+        assert copy.deepcopy({"call": plain})["call"] is plain
+        assert pickle.loads(pickle.dumps(plain)) is plain
 
 
 class TestResults:

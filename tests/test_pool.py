@@ -601,6 +601,229 @@ class TestNesting:
         stats(pool)
 
 
+class TestLending:
+    """Who lends a slot is found among all that wait, whenever their waits begin."""
+
+    @pytest.fixture
+    def pools(self) -> tuple[GreenPool, GreenPool, GreenPool]:
+        return GreenPool(1, name="p"), GreenPool(1, name="q"), GreenPool(1, name="r")
+
+    def test_a_lender_that_begins_to_wait_last(self, pools: Any) -> None:
+        p, q, _ = pools
+
+        def outer() -> str:
+            b = q.submit(lambda: greendefer.wait_for_deferred(p.submit(str, "end")))
+            while not p.stats().queued:
+                gevent.sleep(0)
+            return greendefer.wait_for_deferred(b)
+
+        assert greendefer.wait_for_deferred(p.submit(outer)) == "end"
+
+    def test_two_waiters_for_one_call(self, pools: Any, gate: Any, stats: Any) -> None:
+        p, q, r = pools
+
+        def middle() -> str:
+            gate()
+            return greendefer.wait_for_deferred(p.submit(str, "end"))
+
+        b = q.submit(middle)
+        waiting = [pool.submit(greendefer.wait_for_deferred, b) for pool in (p, r)]
+        while None in (next(iter(pool._active)).waits_for for pool in (p, r)):
+            gevent.sleep(0)
+        gate.opened.set()
+        assert [greendefer.wait_for_deferred(d) for d in waiting] == ["end"] * 2
+        assert stats(p).completed == 2
+
+    def test_again_when_the_first_borrower_has_ended(self, pools: Any, gate: Any) -> None:
+        p, q, _ = pools
+
+        def slow_to_end() -> None:
+            try:
+                gevent.sleep(3600)
+            finally:
+                gate()
+
+        def middle() -> str:
+            try:
+                greendefer.wait_for_deferred(p.submit(slow_to_end), timeout=0.01)
+            except CallTimeout:
+                pass
+            return greendefer.wait_for_deferred(p.submit(str, "end"))
+
+        d = p.submit(lambda: greendefer.wait_for_deferred(q.submit(middle)))
+        assert gate.entered.wait(10)
+        gevent.sleep(0.001)
+        gate.opened.set()
+        assert greendefer.wait_for_deferred(d) == "end"
+
+    def test_a_call_that_returns_the_deferred_of_a_queued_one(self, pools: Any) -> None:
+        p, _, _ = pools
+
+        @greendefer.green_deferred(pool=p)
+        def chain(n: int) -> Any:
+            return chain(n - 1) if n else "end"
+
+        d = p.submit(lambda: greendefer.wait_for_deferred(chain(3)))
+        assert greendefer.wait_for_deferred(d) == "end"
+
+    def test_a_workers_slot(self, pools: Any, in_reactor: Any, stats: Any) -> None:
+        p, _, _ = pools
+
+        async def main() -> str:
+            async with p.worker() as w:
+                return await w.submit(lambda: greendefer.wait_for_deferred(p.submit(str, "end")))
+
+        assert in_reactor(main) == "end"
+        assert stats(p).completed == 2
+
+    def test_circles_are_refused(self, pools: Any, result: Any) -> None:
+        p, q, _ = pools
+        calls: list[Any] = []
+        calls.append(p.submit(lambda: greendefer.wait_for_deferred(calls[0])))
+        assert result(calls[0]).error() is greendefer.WouldDeadlock
+        calls[:] = [
+            p.submit(lambda: greendefer.wait_for_deferred(calls[1])),
+            q.submit(lambda: greendefer.wait_for_deferred(calls[0])),
+        ]
+        # One of the two is told, and with that the other one has its result.
+        heard = [result(call).get() for call in calls]
+        assert {h.type for h in heard if h is not None} == {greendefer.WouldDeadlock}
+
+    def test_a_kill_is_not_lost_while_the_slot_comes_back(
+        self, pools: Any, gate: Any, stats: Any, logged: Any
+    ) -> None:
+        p, _, _ = pools
+        ran: list[str] = []
+
+        def slow_to_end() -> None:
+            try:
+                gevent.sleep(3600)
+            finally:
+                gate()
+
+        def outer() -> None:
+            with gevent.Timeout(0.02, False):
+                greendefer.wait_for_deferred(p.submit(slow_to_end))
+            ran.append("not killed")
+
+        d = p.submit(outer)
+        while not p.stats().queued:
+            gevent.sleep(0)
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        assert gate.entered.wait(10)
+        gevent.sleep(0.05)  # its own timeout comes, too
+        drain(p, gate, stats)
+        assert ran == []
+        assert not logged_swallowed(logged)
+
+
+class TestCancellersThatRaise:
+    """Somebody else's canceller fails: that is logged, and nothing else goes wrong."""
+
+    @staticmethod
+    def broken() -> Deferred[Any]:
+        return Deferred(lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+
+    @staticmethod
+    def expect_logged(logged: list[Any]) -> None:
+        errors = [event for event in logged if event["isError"]]
+        assert [event["failure"].type for event in errors] == [ZeroDivisionError]
+        logged[:] = [event for event in logged if not event["isError"]]
+
+    def test_late(self, gate: Any, stats: Any, logged: Any) -> None:
+        pool = GreenPool(1)
+        d = submit(pool, lambda: gate() and self.broken(), on_cancel="abandon")
+        assert gate.entered.wait(10)
+        d.addErrback(lambda f: f.trap(CancelledError))
+        d.cancel()
+        drain(pool, gate, stats)
+        self.expect_logged(logged)
+
+    def test_at_expiry(self, result: Any, stats: Any, logged: Any) -> None:
+        pool = GreenPool(1)
+        assert result(submit(pool, self.broken, timeout=0.01)).error() is CallTimeout
+        assert stats(pool).timed_out == 1
+        self.expect_logged(logged)
+
+    def test_of_a_wait(self, logged: Any) -> None:
+        with pytest.raises(CallTimeout):
+            greendefer.wait_for_deferred(self.broken(), timeout=0.01)
+        self.expect_logged(logged)
+
+    def test_one_that_cancels_the_call_itself(self, result: Any, stats: Any) -> None:
+        pool = GreenPool(1)
+        calls: list[Any] = []
+        calls.append(submit(pool, lambda: Deferred(lambda _: calls[0].cancel()), timeout=0.01))
+        assert result(calls[0]).error() is CancelledError
+        assert stats(pool).cancelled == 1
+
+
+def test_errors_in_errbacks_of_a_closing_pool(result: Any, stats: Any) -> None:
+    """An errback may cancel other calls that are about to be killed."""
+    pool = GreenPool(10)
+    calls = [pool.submit(gevent.sleep, 3600) for _ in range(10)]
+    gevent.sleep(0)
+    for call in calls:
+        call.addErrback(lambda f: [each.cancel() for each in calls] and None)
+    assert result(pool.close(grace=0)).get() is None
+    while stats(pool).lingering:
+        gevent.sleep(0)
+    assert stats(pool).cancelled == 10
+
+
+def test_names_of_strange_callables(gate: Any, result: Any) -> None:
+    class Endless:
+        def __call__(self) -> None: ...
+        def __getattr__(self, name: str) -> Any:
+            if name == "__qualname__":
+                raise AttributeError(name)
+            return self
+
+        def __repr__(self) -> str:
+            raise ValueError("no repr")
+
+    pool = GreenPool(1, max_queued=0)
+    blocker = pool.submit(gate)
+    assert result(pool.submit(Endless())).error() is PoolFull
+    gate.opened.set()
+    greendefer.wait_for_deferred(blocker)
+
+
+def test_running_counts_until_a_returned_deferred_fires(result: Any) -> None:
+    pool = GreenPool(1)
+    heard = result(submit(pool, Deferred, timeout=Timeouts(running=0.01)))
+    assert heard.error() is CallTimeout
+
+
+def test_nothing_is_kept_alive(stats: Any) -> None:
+    """Neither arguments nor results outlive a call, whether it returned or raised."""
+    import weakref
+
+    class Thing:
+        pass
+
+    pool = GreenPool(1)
+    gone = []
+
+    def call(thing: Thing, fail: bool) -> Thing:
+        if fail:
+            raise ValueError(thing)
+        return thing
+
+    for fail in False, True:
+        thing = Thing()
+        gone.append(weakref.ref(thing))
+        d = pool.submit(call, thing, fail)
+        d.addBoth(lambda _: None)
+        del thing
+        greendefer.wait_for_deferred(d)
+        del d
+    gevent.sleep(0.001)
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
 class TestWorkers:
     """The greenlets are used again, as threads are."""
 
@@ -775,6 +998,85 @@ class TestWorker:
         with pytest.raises(greendefer.WouldDeadlock, match="outer"):
             in_reactor(main)
 
+    @pytest.mark.parametrize("exit_with", ["cancel", "close"])
+    def test_its_slot_comes_back_however_it_is_left(
+        self, exit_with: str, gate: Any, stats: Any, reactor: Any
+    ) -> None:
+        pool = GreenPool(1)
+        at_exit = Event()
+
+        async def main() -> None:
+            async with pool.worker() as w:
+                w.submit(gate).addErrback(lambda f: f.trap(PoolClosed, CancelledError))
+                at_exit.set()
+
+        coroutine = main()
+        d: Deferred[Any] = Deferred.fromCoroutine(coroutine)
+        assert gate.entered.wait(10)
+        assert at_exit.wait(10)
+        # (Twisted goes on with the coroutine when that is closed behind its back, and fails.)
+        d.addErrback(lambda f: f.trap(CancelledError, RuntimeError))
+        d.cancel() if exit_with == "cancel" else coroutine.close()
+        drain(pool, gate, stats)
+
+    def test_nobody_enters_the_block(self, gate: Any, stats: Any) -> None:
+        """The coroutine is closed while it waits for a slot."""
+        pool = GreenPool(1)
+        blocker = pool.submit(gate)
+
+        async def main() -> None:
+            async with pool.worker():
+                raise AssertionError("not reached")
+
+        coroutine = main()
+        Deferred.fromCoroutine(coroutine)
+        assert pool.stats().queued == 1
+        coroutine.close()
+        drain(pool, gate, stats)
+        greendefer.wait_for_deferred(blocker)
+
+    def test_its_pool_is_closed_and_its_call_swallows_the_kill(
+        self, in_reactor: Any, gate: Any, result: Any, logged: Any
+    ) -> None:
+        pool = GreenPool(1)
+        heard: list[Any] = []
+
+        def swallow() -> None:
+            while not gate.opened.is_set():
+                try:
+                    gate()
+                except gevent.GreenletExit:
+                    pass
+
+        async def main() -> None:
+            async with pool.worker() as w:
+                heard.append(result(w.submit(swallow)))
+                heard.append(result(w.submit(len, "")))
+                await greendefer.defer_to_greenlet(gate.entered.wait)
+                await pool.close(grace=0)
+                heard.append(result(w.submit(len, "")))
+
+        with pytest.raises(PoolClosed):
+            in_reactor(main)
+        assert [each.error() for each in heard] == [PoolClosed] * 3
+        while not logged_swallowed(logged):
+            gevent.sleep(0)
+        gate.opened.set()
+        assert "swallow" in next(e["name"] for e in logged if "swallow" in e.get("log_format", ""))
+
+    def test_as_a_pool_and_resized(self, in_reactor: Any) -> None:
+        pool = GreenPool(1)
+        with pytest.raises(RuntimeError, match="async with"):
+            greendefer.green_deferred(pool=pool.worker())(len)("")
+
+        async def main() -> int:
+            async with pool.worker() as w:
+                with pytest.raises(RuntimeError, match="one call at a time"):
+                    w.resize(2)
+                return await greendefer.green_deferred(pool=w)(len)("four")
+
+        assert in_reactor(main) == 4
+
     def test_outside_of_its_block(self, in_reactor: Any) -> None:
         pool = GreenPool(1)
         with pytest.raises(RuntimeError, match="async with"):
@@ -821,6 +1123,8 @@ class TestBadInput:
             GreenPool(1).close(grace=seconds)
 
     def test_seconds_of_another_type(self) -> None:
+        with pytest.raises(ValueError, match="too large"):
+            Timeouts(total=10**400)
         for seconds in "1", True, [1]:
             with pytest.raises(TypeError):
                 Timeouts(total=seconds)  # type: ignore[arg-type]

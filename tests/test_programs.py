@@ -162,6 +162,58 @@ class TestStop:
             """
         )
 
+    def test_calls_may_be_made_while_others_shut_down(self, run_program: Any) -> None:
+        """A service that saves its state when it is stopped, in more than one step."""
+        run_program(
+            """
+            import gevent, greendefer
+            greendefer.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import ensureDeferred
+            saved = []
+            greendefer.defer_to_greenlet(len, "")  # before the service adds its trigger
+            async def stop_service():
+                saved.append(await greendefer.defer_to_greenlet(len, "one"))
+                await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+                saved.append(await greendefer.GreenPool().submit(len, "four"))
+            reactor.addSystemEventTrigger(
+                "before", "shutdown", lambda: ensureDeferred(stop_service()))
+            reactor.callLater(0.01, reactor.stop)
+            reactor.run()
+            assert saved == [3, 4], saved
+            """
+        )
+
+    def test_waits_end_with_it(self, run_program: Any) -> None:
+        run_program(
+            """
+            import gevent, greendefer
+            from gevent import monkey
+            greendefer.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred
+            ended = []
+            def wait(f, *args):
+                try:
+                    f(*args)
+                except greendefer.GreendeferError as e:
+                    ended.append(str(e))
+            never = greendefer.blocking_from_greenlet(Deferred)
+            waiting = [gevent.spawn(wait, greendefer.wait_for_deferred, Deferred(), t)
+                       for t in (None, 3600)]
+            start = monkey.get_original("_thread", "start_new_thread")
+            start(wait, (never,))
+            reactor.callLater(0.05, reactor.stop)
+            reactor.run()
+            gevent.joinall(waiting)
+            while len(ended) < 3:
+                gevent.sleep(0.001)
+            wait(never)
+            wait(greendefer.wait_for_deferred, Deferred())
+            assert len(ended) == 5 and all("has stopped" in e for e in ended), ended
+            """
+        )
+
     def test_sysexit_in_a_call_does_not_end_the_reactor(self, run_program: Any) -> None:
         run_program(
             """
@@ -279,6 +331,22 @@ class TestInterrupt:
             )
         )
         assert "interrupted" in done.stdout, done
+
+    def test_in_a_program_that_iterates(self) -> None:
+        done = self.interrupt(
+            textwrap.dedent(SIGINT)
+            + textwrap.dedent(
+                """
+                reactor.callLater(0.1, print, "ready", flush=True)
+                try:
+                    while True:
+                        reactor.iterate(0.01)
+                except KeyboardInterrupt:
+                    print("interrupted", fired)
+                """
+            )
+        )
+        assert "interrupted []" in done.stdout, done
 
     def test_the_handler_is_put_back(self, run_program: Any) -> None:
         run_program(

@@ -55,7 +55,7 @@ class Home:
         make_greenlet_local()
         if not reactor.running:
             reactor.interrupt_main.install()
-        self.stopped = False
+        self.stopped = has_stopped(reactor)
         self.waits: set[Any] = set()
         reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
         reactor.addSystemEventTrigger("during", "shutdown", self._close)

@@ -115,7 +115,7 @@ class PoolWorker(Pool):
             # Also when the pool was closed, or the worker killed, while calls run or wait here.
             self._carrier.stop()
             self.close(grace=0)
-            if isinstance(result, Failure) and not entered.called:
+            if isinstance(result, Failure) and not entered.called and self._entered is entered:
                 entered.errback(result)
                 return None
             return result  # for __aexit__
@@ -124,6 +124,8 @@ class PoolWorker(Pool):
         try:
             await entered
         except BaseException:  # GeneratorExit too: nobody will leave the block
+            self._entered = Deferred()
+            host.addErrback(lambda _: None)
             host.cancel()
             raise
         return self
