@@ -237,6 +237,67 @@ class TestAsyncio:
         )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_twisted_itself_is_not_patched(kind: str, run_program: Any) -> None:
+    """Its threads are threads, and its sockets the plain ones; the program's own are gevent's."""
+    run_program(
+        f"""
+        import socket, time, greendefer
+        from gevent import monkey
+        greendefer.install({kind!r})
+        from twisted.internet import reactor, protocol, threads
+        from twisted.internet.defer import Deferred, ensureDeferred
+        from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+        import _socket, gevent.socket
+        ident = monkey.get_original("_thread", "get_ident")
+        seen = []
+
+        class Echo(protocol.Protocol):
+            def connectionMade(self):
+                seen.append(self.transport.socket)
+                self.transport.write(b"x")
+
+        class Client(protocol.Protocol):
+            def __init__(self):
+                self.got = Deferred()
+            def dataReceived(self, data):
+                seen.append(self.transport.socket)
+                self.transport.loseConnection()
+                self.got.callback(data)
+
+        def in_thread():
+            # It may hold its thread, and block as the program does, and nothing else stops.
+            time.sleep(0.001)
+            return ident()
+
+        async def main():
+            factory = protocol.ServerFactory()
+            factory.protocol = Echo
+            port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+            client = Client()
+            await TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port).connect(
+                protocol.ClientFactory.forProtocol(lambda: client))
+            assert await client.got == b"x"
+            assert len(seen) == 2
+            for sock in seen:
+                assert isinstance(sock, _socket.socket), sock
+                assert not isinstance(sock, gevent.socket.socket), sock
+            assert await threads.deferToThread(in_thread) != ident()
+            assert threads.blockingCallFromThread is not None
+            reactor.stop()
+            return "done"
+
+        result = []
+        reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
+            lambda r: (result.append(r), r == "done" or reactor.stop())))
+        reactor.run()
+        assert result == ["done"], result
+        if monkey.is_module_patched("socket"):
+            assert socket.socket is gevent.socket.socket
+        """
+    )
+
+
 GEVENTREACTOR = """
     import gevent, logging
     from greendefer import geventreactor

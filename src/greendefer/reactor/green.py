@@ -15,6 +15,7 @@ from zope.interface import implementer
 from .._twistedcontext import make_greenlet_local
 from ._children import ChildExits
 from ._interrupt import InterruptMain
+from ._unpatched import use_native_primitives
 from .interfaces import IReactorGreenlets
 from .wait import CooperativeWait
 
@@ -46,6 +47,7 @@ class GreenReactor(_Base):
         self.cooperative_wait = cooperative_wait or CooperativeWait()
         self.interrupt_main = InterruptMain(self)
         make_greenlet_local()
+        use_native_primitives()
         super().__init__(*args)
 
     def doIteration(self, delay: float | None) -> None:

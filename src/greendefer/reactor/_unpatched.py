@@ -1,0 +1,132 @@
+"""Twisted's own modules on the native primitives, in a program that gevent has patched.
+
+Twisted's transports, processes and threads do their own non-blocking input and output. On gevent's
+classes they gain nothing, lose speed, and differ: a cooperative socket waits where Twisted expects
+an error, ``os.fork`` and SIGCHLD are gevent's, and the thread pool has greenlets in it. So these
+modules get back what ``gevent.monkey`` has taken; what the program itself imports stays patched.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import importlib
+import importlib.util
+import sys
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from gevent import monkey
+
+_TWISTED = (
+    "twisted._threads._pool",
+    "twisted._threads._threadworker",
+    "twisted.internet._signals",
+    "twisted.internet.abstract",
+    "twisted.internet.base",
+    "twisted.internet.endpoints",
+    "twisted.internet.fdesc",
+    "twisted.internet.posixbase",
+    "twisted.internet.process",
+    "twisted.internet.tcp",
+    "twisted.internet.udp",
+    "twisted.internet.unix",
+    "twisted.python.threadable",
+    "twisted.python.threadpool",
+)
+"""Those that do input and output, processes, signals and threads themselves. Not
+``twisted.internet.threads``: who calls ``blockingCallFromThread`` in a greenlet must not hold the
+loop. Not ``twisted.python.context``, which stays greenlet-local."""
+
+_done = False
+
+_VIEWS = ("_thread", "os", "select", "signal", "time")
+_COPIES = ("threading", "queue", "socket")
+"""Pure Python on top of the views: their functions look names up in their own module, so
+``socket.socket.accept`` makes a patched socket of the native one. They are executed anew."""
+
+
+class _View(ModuleType):
+    """A module as it was before it was patched."""
+
+    def __init__(self, patched: ModuleType, copy: ModuleType | None = None) -> None:
+        super().__init__(patched.__name__, patched.__doc__)
+        saved = monkey.saved.get(patched.__name__, {})  # type: ignore[attr-defined]
+        vars(self).update({name: getattr(copy, name, saved[name]) for name in saved})
+        self._patched = patched
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._patched, name)
+
+
+def _natives() -> dict[str, ModuleType]:
+    natives: dict[str, ModuleType] = {name: _View(importlib.import_module(name)) for name in _VIEWS}
+    for name in _COPIES:
+        patched = importlib.import_module(name)
+        if name in monkey.saved:  # type: ignore[attr-defined]
+            natives[name] = _executed_anew(patched, natives)
+    if "socket" in natives:
+        # All but what gevent replaces is the program's own module: who changes that (a test, say)
+        # changes it for Twisted, too.
+        natives["socket"] = _View(sys.modules["socket"], natives["socket"])
+    return natives
+
+
+def _executed_anew(patched: ModuleType, natives: dict[str, ModuleType]) -> ModuleType:
+    """A copy of a module, on the native ones that there are already."""
+    spec = importlib.util.find_spec(patched.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+
+    def import_native(name: str, *args: Any, **kwargs: Any) -> Any:
+        return natives.get(name) or builtins.__import__(name, *args, **kwargs)
+
+    vars(copy)["__builtins__"] = {**vars(builtins), "__import__": import_native}
+    spec.loader.exec_module(copy)
+    for name, value in vars(patched).items():
+        # AF_INET is AF_INET, in whichever of the two modules.
+        if isinstance(value, enum.Enum) or (
+            isinstance(value, type) and issubclass(value, enum.Enum)
+        ):
+            setattr(copy, name, value)
+    return copy
+
+
+def use_native_primitives() -> None:
+    """Give Twisted's modules back what they were written for. Nothing happens unpatched, or the
+    second time."""
+    global _done
+    if _done or not monkey.saved:  # type: ignore[attr-defined]
+        return
+    _done = True
+    natives = _natives()
+    replacements: dict[int, Any] = {}
+    for name, native in natives.items():
+        patched = sys.modules[name]
+        replacements[id(patched)] = native
+        for attribute, value in vars(patched).items():
+            original = getattr(native, attribute, value)
+            if original is not value and isinstance(
+                value, (type, FunctionType, BuiltinFunctionType)
+            ):
+                replacements[id(value)] = original
+    for name in _TWISTED:
+        module = importlib.import_module(name)
+        _replace(module, replacements)
+        for value in vars(module).values():
+            if isinstance(value, type) and value.__module__ == name:
+                _replace(value, replacements)
+
+
+def _replace(owner: ModuleType | type, replacements: dict[int, Any]) -> None:
+    """In a module or a class: what is imported into it, and what its functions have as defaults."""
+    for attribute, value in list(vars(owner).items()):
+        if id(value) in replacements:
+            setattr(owner, attribute, replacements[id(value)])
+        elif isinstance(value, staticmethod) and id(value.__func__) in replacements:
+            setattr(owner, attribute, staticmethod(replacements[id(value.__func__)]))
+        elif isinstance(value, FunctionType) and value.__defaults__:
+            value.__defaults__ = tuple(
+                replacements.get(id(each), each) for each in value.__defaults__
+            )
