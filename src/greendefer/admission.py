@@ -1,10 +1,5 @@
 """Admission: which call runs, which waits, and what becomes of each. Written once, for every pool.
 
-A call goes QUEUED -> STARTED -> RUNNING -> ENDED. The first step is skipped when a slot is free;
-a call that is cancelled or refused before it runs goes to ENDED at once. From STARTED to ENDED it
-holds a slot. Its Deferred fires apart from that: a call that is cancelled or times out while it
-runs fires first and *lingers* until it has ended.
-
 All of this happens in the reactor's thread, and none of it gives way to another greenlet, so
 there is no lock.
 """
@@ -13,207 +8,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from contextvars import copy_context
-from functools import partial
 from time import monotonic
-from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
-from twisted.python import context as twisted_context
 from twisted.python.failure import Failure
-from twisted.python.reflect import safe_repr
 
-from . import _twistedcontext
+from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly
 from .carriers import Carrier
 from .deadlines import Deadline
-from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull
+from .errors import GreendeferError, PoolClosed, PoolFull
 from .home import Home, home_here, home_if_any
-from .lending import slot_is_back, wait_begins, wait_ends
+from .lending import slot_is_back, wait_begins
 from .policy import OnCancel, PoolStats, Timeouts, check_count, check_seconds
-
-_log = Logger(namespace="greendefer")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-QUEUED, STARTED, RUNNING, ENDED = range(4)
-
-
-class Call(Deferred[Any]):
-    """One call on a pool: it is the Deferred that the caller gets.
-
-    :ivar state: QUEUED, STARTED, RUNNING or ENDED.
-    :ivar outcome: the statistic that it counts for once that is settled, else ``None``.
-    :ivar lender: the call in whose slot it runs, where it has none of its own.
-    :ivar borrower: the call that runs in its slot, while it waits for that one.
-    :ivar waits_for: the call that it waits for, while it does nothing else.
-    :ivar waiters: the calls that wait for this one.
-    :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
-    :ivar was_killed: it was told to end.
-    :ivar carried_by: whatever its carrier needs to find it again while it runs.
-    """
-
-    carried_by: Any = None
-    was_killed = False
-    outcome: str | None = None
-    lender: Call | None = None
-    borrower: Call | None = None
-    waits_for: Call | None = None
-    waiters: frozenset[Call] = frozenset()
-    hosted: Pool | None = None
-    when_ended: Callable[[], object] | None = None
-    _deadline: Deadline | None = None
-    _total_at: float | None = None
-    _inner: Deferred[Any] | None = None
-
-    def __init__(
-        self,
-        pool: Pool,
-        f: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        timeouts: Timeouts | None,
-        on_cancel: OnCancel,
-    ) -> None:
-        Deferred.__init__(self, _cancel)
-        self.pool = pool
-        self.state = QUEUED
-        self.f = f
-        self._args = args
-        self._kwargs = kwargs
-        self._timeouts = timeouts
-        self._on_cancel: OnCancel = on_cancel
-        self._context = copy_context()
-        self._twisted_context = _twistedcontext.current()
-
-    @property
-    def name(self) -> str:
-        """The function's name, for people."""
-        f: Any = self.f
-        while isinstance(f, partial):
-            f = f.func
-        name = getattr(f, "__qualname__", None)
-        return name if isinstance(name, str) else safe_repr(f)
-
-    @property
-    def is_queued(self) -> bool:
-        """Does it wait for a slot?"""
-        return self.state == QUEUED
-
-    @property
-    def is_running(self) -> bool:
-        """Has it begun, and not ended?"""
-        return self.state == RUNNING
-
-    # What a carrier calls.
-
-    def begin(self) -> None:
-        """It starts to run now."""
-        self.state = RUNNING
-        timeouts = self._timeouts
-        if timeouts is not None:
-            self._set_deadline(timeouts.running)
-
-    def run(self) -> Any:
-        """Run the function in the caller's contexts."""
-        if self._twisted_context is None:
-            return self._context.run(self.f, *self._args, **self._kwargs)
-        return self._context.run(
-            twisted_context.call, self._twisted_context, self.f, *self._args, **self._kwargs
-        )
-
-    def end(self, result: Any) -> None:
-        """It has ended, with a value or a Failure."""
-        if type(result) is CoroutineType:
-            try:
-                result.close()
-            except RuntimeError:
-                pass  # it would not be closed; it is refused all the same
-            error = f"{self.name} is async already: it returned a coroutine, which nobody awaits. "
-            result = Failure(TypeError(f"{error}Use Deferred.fromCoroutine(f()) instead."))
-        self.pool._end(self, result)
-
-    # Its time.
-
-    def _set_deadline(self, limit: float | None) -> None:
-        """Expire at `limit` seconds from now, or when the total time is over if that is first."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        when = self._total_at
-        if limit is not None:
-            at = monotonic() + limit
-            when = at if when is None else min(when, at)
-        if when is not None:
-            self._deadline = self.pool._home_of_calls.deadlines.at(when, self._expire)
-
-    def _expire(self) -> None:
-        self._deadline = None
-        timeouts = self._timeouts
-        assert timeouts is not None
-        if self.state == QUEUED:
-            doing = "waited for a slot of"
-        elif self.state == ENDED:
-            doing = "returned a Deferred that did not fire in time, on"
-        else:
-            doing = "was still running on"
-        error = CallTimeout(f"{self.name} {doing} {self.pool}: its limit is {timeouts}")
-        how = timeouts.on_expiry or ("kill" if self.pool._carrier.can_kill else "abandon")
-        self.pool._give_up(self, "timed_out", how)
-        if not self.called:  # as a canceller of what it waited for may have done
-            self.errback(Failure(error))
-
-    # Its result.
-
-    def settle(self, outcome: str) -> None:
-        """Count for `outcome`, and for no other."""
-        counts = self.pool._outcomes
-        if self.outcome is not None:
-            counts[self.outcome] -= 1
-        self.outcome = outcome
-        counts[outcome] += 1
-
-    def fire(self, result: Any) -> None:
-        """Fire with `result`, unless it was cancelled on the way."""
-        wait_ends(self)
-        if self.called:
-            return
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        if result is _CLOSED:
-            result = Failure(self.pool.closed_error(self))
-        if self._inner is not None:
-            self._inner = None
-            if isinstance(result, Failure):
-                self.settle("failed")
-        self.callback(result)
-
-    def forget(self) -> None:
-        """Let go of what only a call that may still run needs."""
-        self.carried_by = None
-        del self._args, self._kwargs, self._context, self._twisted_context
-
-
-_CLOSED: Any = object()
-"""The result of a call whose pool was closed. Its error is made when it is delivered: there may be
-thousands of them at once."""
-
-
-def cancel_quietly(d: Deferred[Any]) -> None:
-    """Cancel `d`, whatever its canceller does; what that raises is logged."""
-    try:
-        d.cancel()
-    except Exception:
-        _log.failure("The canceller of {d!r} failed", d=d)
-
-
-def _cancel(call: Deferred[Any]) -> None:
-    """What ``Deferred.cancel()`` calls; afterwards it fires the call with CancelledError."""
-    assert isinstance(call, Call)
-    call.pool._give_up(call, "cancelled", call._on_cancel)
 
 
 class Pool:
@@ -355,7 +165,7 @@ class Pool:
             self._remove_from_queue(call)
             call.settle("rejected")
             self._finish(call)
-            home.deliver(call.fire, _CLOSED)
+            home.deliver(call.fire, CLOSED)
 
     # From here on: what happens to one call.
 
@@ -521,7 +331,7 @@ class Pool:
         for call in list(self._active):
             if call.outcome is None:
                 self._give_up(call, "cancelled", "kill")
-                self._home_of_calls.deliver(call.fire, _CLOSED)
+                self._home_of_calls.deliver(call.fire, CLOSED)
             elif not call.was_killed:
                 self._kill(call)
         self._fire_closers()

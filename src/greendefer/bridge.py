@@ -18,7 +18,7 @@ from greenlet import GreenletExit, getcurrent
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from .admission import ENDED, Call, cancel_quietly
+from .call import ENDED, Call, cancel_quietly
 from .carriers.greenlets import Kill, current_call
 from .errors import CallTimeout, GreendeferError, WouldDeadlock
 from .home import Home, has_stopped, home_here, installed_reactor, is_reactor_thread

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .errors import WouldDeadlock
 
 if TYPE_CHECKING:
-    from .admission import Call
+    from .call import Call
 
 
 def wait_begins(waiter: Call, call: Call) -> None:

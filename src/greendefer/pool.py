@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .admission import Call, Pool
+from .admission import Pool
+from .call import Call
 from .carriers import Carrier
 from .carriers.greenlets import GreenletCarrier, PinnedCarrier
 from .home import Home

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from ..admission import Call
+    from ..call import Call
 
 
 class Carrier(Protocol):

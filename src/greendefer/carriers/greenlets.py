@@ -12,11 +12,11 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..admission import ENDED, STARTED
+from ..call import ENDED, STARTED
 from ..reactor.wait import SLICE
 
 if TYPE_CHECKING:
-    from ..admission import Call
+    from ..call import Call
     from ..home import Home
 
 _log = Logger(namespace="greendefer")

@@ -17,6 +17,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from gevent import monkey
+from twisted.python import threadable
 
 _TWISTED = (
     "twisted._threads._pool",
@@ -117,6 +118,9 @@ def use_native_primitives() -> None:
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == name:
                 _replace(value, replacements)
+    # It makes a class and a lock of what it has imported, in a function for that.
+    threadable.threaded = False
+    threadable.init()
 
 
 def _replace(owner: ModuleType | type, replacements: dict[int, Any]) -> None:
