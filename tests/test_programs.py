@@ -233,6 +233,8 @@ class TestStop:
 SIGINT = """
     import os, signal, sys, gevent, greendefer
     from gevent.event import Event
+    # As in a terminal: a shell starts what it runs in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     greendefer.install()
     from twisted.internet import reactor
     fired = []
@@ -352,6 +354,7 @@ class TestInterrupt:
         run_program(
             """
             import signal, greendefer
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             greendefer.install()
             from twisted.internet import reactor
             reactor.callWhenRunning(reactor.stop)

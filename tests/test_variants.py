@@ -96,6 +96,7 @@ class TestEveryKind:
         run_program(
             f"""
             import os, signal, gevent, greendefer
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             greendefer.install({kind!r})
             from twisted.internet import reactor
             greendefer.defer_to_greenlet(gevent.sleep, 3600)
@@ -283,7 +284,11 @@ def test_twisted_itself_is_not_patched(kind: str, run_program: Any) -> None:
                 assert isinstance(sock, _socket.socket), sock
                 assert not isinstance(sock, gevent.socket.socket), sock
             assert await threads.deferToThread(in_thread) != ident()
-            assert threads.blockingCallFromThread is not None
+            assert await threads.deferToThread(
+                threads.blockingCallFromThread, reactor, ident) == ident()
+            if monkey.is_module_patched("socket"):
+                assert await greendefer.defer_to_greenlet(
+                    threads.blockingCallFromThread, reactor, ident) == ident()
             reactor.stop()
             return "done"
 

@@ -13,10 +13,11 @@ import enum
 import importlib
 import importlib.util
 import sys
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 from gevent import monkey
+from twisted.internet import threads
 from twisted.python import threadable
 
 _TWISTED = (
@@ -36,8 +37,7 @@ _TWISTED = (
     "twisted.python.threadpool",
 )
 """Those that do input and output, processes, signals and threads themselves. Not
-``twisted.internet.threads``: who calls ``blockingCallFromThread`` in a greenlet must not hold the
-loop. Not ``twisted.python.context``, which stays greenlet-local."""
+``twisted.python.context``, which stays greenlet-local."""
 
 _done = False
 
@@ -121,6 +121,14 @@ def use_native_primitives() -> None:
     # It makes a class and a lock of what it has imported, in a function for that.
     threadable.threaded = False
     threadable.init()
+    # blockingCallFromThread() waits in a Queue that it makes for that: a thread may sleep in it,
+    # but a greenlet of the reactor's thread must not hold the loop.
+    patched_queue, native_queue = sys.modules["queue"], natives["queue"]
+
+    def queue_of_caller() -> Any:
+        return (patched_queue if threadable.isInIOThread() else native_queue).Queue()
+
+    vars(threads)["Queue"] = SimpleNamespace(Queue=queue_of_caller)
 
 
 def _replace(owner: ModuleType | type, replacements: dict[int, Any]) -> None:
