@@ -23,7 +23,7 @@ from gevent import monkey
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 
-from .reactor import native_kind
+from .reactor._stock import native_kind
 from .reactor.green import GreenReactor, get_thread_ident
 from .reactor.wait import READ, WRITE, CooperativeWait
 

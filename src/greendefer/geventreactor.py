@@ -30,7 +30,7 @@ from .bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
 from .decorators import defer_to_greenlet
 from .home import installed_reactor
 from .pool import GreenPool
-from .reactor import native_kind
+from .reactor._stock import native_kind
 from .reactor.interfaces import IReactorGreenlets
 
 P = ParamSpec("P")

@@ -5,20 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-from gevent import monkey
+from ._stock import native_kind
 
 KINDS = ("native", "poll", "select", "asyncio")
-
-
-def native_kind() -> str:
-    """The best poller that the platform has: epoll, kqueue or select."""
-    for poller in "epoll", "kqueue":
-        try:
-            monkey.get_original("select", poller)
-        except AttributeError:
-            continue
-        return poller
-    return "select"
 
 
 def install(kind: str = "native") -> None:

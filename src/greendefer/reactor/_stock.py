@@ -9,6 +9,17 @@ from typing import Any
 from gevent import monkey
 
 
+def native_kind() -> str:
+    """The best poller that the platform has: epoll, kqueue or select."""
+    for poller in "epoll", "kqueue":
+        try:
+            monkey.get_original("select", poller)
+        except AttributeError:
+            continue
+        return poller
+    return "select"
+
+
 def stock_module(module: str, *pollers: str) -> Any:
     """Import a reactor module of Twisted's, with the names that it takes from ``select``.
 
