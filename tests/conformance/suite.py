@@ -84,7 +84,7 @@ def main() -> None:
             super().startTest(test)
 
         def _record(self, test, outcome, detail=""):
-            name = test.id().replace(built, "Reactor")
+            name = test.id().replace(f"_{built}Tests.", "_ReactorTests.")
             if outcomes.get(name, ("passed",))[0] in ("passed", "skipped"):
                 outcomes[name] = (outcome, detail)
 
