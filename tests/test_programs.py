@@ -261,9 +261,12 @@ class TestInterrupt:
             text=True,
         )
         assert program.stdout is not None
-        assert program.stdout.readline() == "ready\n"
-        program.send_signal(signal.SIGINT)
-        out, err = program.communicate(timeout=30)
+        try:
+            assert program.stdout.readline() == "ready\n"
+            program.send_signal(signal.SIGINT)
+            out, err = program.communicate(timeout=30)
+        finally:
+            program.kill()  # one that did not notice would go on for ever
         return subprocess.CompletedProcess([], program.returncode, out, err)
 
     def test_with_twisteds_handlers(self) -> None:
