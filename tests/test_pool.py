@@ -601,6 +601,14 @@ class TestNesting:
         stats(pool)
 
 
+def slow_to_end(gate: Any) -> None:
+    """A call that takes its time to clean up when it is killed."""
+    try:
+        gevent.sleep(3600)
+    finally:
+        gate()
+
+
 class TestLending:
     """Who lends a slot is found among all that wait, whenever their waits begin."""
 
@@ -637,15 +645,9 @@ class TestLending:
     def test_again_when_the_first_borrower_has_ended(self, pools: Any, gate: Any) -> None:
         p, q, _ = pools
 
-        def slow_to_end() -> None:
-            try:
-                gevent.sleep(3600)
-            finally:
-                gate()
-
         def middle() -> str:
             try:
-                greendefer.wait_for_deferred(p.submit(slow_to_end), timeout=0.01)
+                greendefer.wait_for_deferred(p.submit(slow_to_end, gate), timeout=0.01)
             except CallTimeout:
                 pass
             return greendefer.wait_for_deferred(p.submit(str, "end"))
@@ -695,15 +697,9 @@ class TestLending:
         p, _, _ = pools
         ran: list[str] = []
 
-        def slow_to_end() -> None:
-            try:
-                gevent.sleep(3600)
-            finally:
-                gate()
-
         def outer() -> None:
             with gevent.Timeout(0.02, False):
-                greendefer.wait_for_deferred(p.submit(slow_to_end))
+                greendefer.wait_for_deferred(p.submit(slow_to_end, gate))
             ran.append("not killed")
 
         d = p.submit(outer)

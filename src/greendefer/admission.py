@@ -262,9 +262,7 @@ class Pool:
                 result.addBoth(lambda value: self._home_of_calls.deliver(call.fire, value))
             else:
                 call.settle("failed" if isinstance(result, Failure) else "completed")
-                if call._deadline is not None:
-                    call._deadline.cancel()
-                    call._deadline = None
+                call.stop_clock()
                 self._home_of_calls.deliver(call.fire, result)
         else:  # nobody hears it any more
             if call.lender is None:
@@ -295,9 +293,7 @@ class Pool:
 
     def _give_up(self, call: Call, outcome: str, how: OnCancel) -> None:
         """`call` is about to fire with an error: end it, or let it linger."""
-        if call._deadline is not None:
-            call._deadline.cancel()
-            call._deadline = None
+        call.stop_clock()
         if call.outcome is not None:  # its result is on the way, or it returned a Deferred
             call.settle(outcome)
             inner, call._inner = call._inner, None

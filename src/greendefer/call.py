@@ -133,15 +133,19 @@ class Call(Deferred[Any]):
 
     def _set_deadline(self, limit: float | None) -> None:
         """Expire at `limit` seconds from now, or when the total time is over if that is first."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self.stop_clock()
         when = self._total_at
         if limit is not None:
             at = monotonic() + limit
             when = at if when is None else min(when, at)
         if when is not None:
             self._deadline = self.pool._home_of_calls.deadlines.at(when, self._expire)
+
+    def stop_clock(self) -> None:
+        """It can't expire any more."""
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
 
     def _expire(self) -> None:
         self._deadline = None
@@ -174,9 +178,7 @@ class Call(Deferred[Any]):
         wait_ends(self)
         if self.called:
             return
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self.stop_clock()
         if result is CLOSED:
             result = Failure(self.pool.closed_error(self))
         if self._inner is not None:

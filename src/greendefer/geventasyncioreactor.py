@@ -24,7 +24,7 @@ from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 
 from .reactor._stock import native_kind
-from .reactor.green import GreenReactor, get_thread_ident
+from .reactor.green import GreenReactor
 from .reactor.wait import READ, WRITE, CooperativeWait
 
 
@@ -118,7 +118,7 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
     def callFromThread(  # type: ignore[override]
         self, f: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> None:
-        if get_thread_ident() == self.cooperative_wait.hub.thread_ident:
+        if self.cooperative_wait.is_this_thread():
             # In our own thread, asyncio's pipe is too much.
             self._asyncioEventloop.call_soon(lambda: self.callLater(0, f, *args, **kwargs))
         else:

@@ -9,16 +9,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from gevent import monkey
 from gevent.hub import MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
 from greenlet import greenlet
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python import threadable
 
-from ._twistedcontext import make_greenlet_local
 from .deadlines import Deadlines
 from .errors import GreendeferError
-from .reactor.wait import SLICE
+from .reactor.wait import SLICE, get_thread_ident
 
 if TYPE_CHECKING:
     from .admission import Pool
@@ -28,7 +26,6 @@ SHUTDOWN_GRACE = 1.0
 """Seconds that running calls are given when the reactor stops, before they are killed."""
 
 _modules = sys.modules
-_get_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 _home: Home | None = None
 
 
@@ -52,7 +49,6 @@ class Home:
         self._thread = wait.hub.thread_ident
         self._outbox: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._posted = False
-        make_greenlet_local()
         if not reactor.running:
             reactor.interrupt_main.install()
         self.stopped = has_stopped(reactor)
@@ -64,7 +60,7 @@ class Home:
     def is_here(self) -> bool:
         """Is this still the installed reactor, and this its thread?"""
         return _modules.get("twisted.internet.reactor") is self.reactor and (
-            _get_ident() == self._thread
+            get_thread_ident() == self._thread
         )
 
     @property
@@ -143,9 +139,9 @@ def is_reactor_thread(reactor: Any) -> bool:
     """Is the calling thread the one that runs, or will run, the reactor?"""
     wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
     if wait is not None:
-        return wait.hub.thread_ident == _get_ident()
+        return wait.is_this_thread()
     if threadable.ioThread is None:  # it does not run yet
-        return bool(_get_ident() == MAIN_THREAD_IDENT)
+        return bool(get_thread_ident() == MAIN_THREAD_IDENT)
     return bool(threadable.isInIOThread())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
 from greenlet import getcurrent
 from twisted.internet._signals import _MultiSignalHandling
 from twisted.internet.defer import Deferred
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from ..pool import GreenPool
 else:
     _Base = object
-
-#: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
-get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
 
 @implementer(IReactorGreenlets)
@@ -98,7 +94,7 @@ class GreenReactor(_Base):
 
     def wakeUp(self) -> None:
         # callFromThread appends to a list and calls this: in our own thread a pipe is too much.
-        if get_thread_ident() == self.cooperative_wait.hub.thread_ident:
+        if self.cooperative_wait.is_this_thread():
             self.cooperative_wait.wake()
         else:
             super().wakeUp()

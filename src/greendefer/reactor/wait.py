@@ -11,8 +11,12 @@ from time import monotonic
 from typing import Any
 
 import gevent
+from gevent import monkey
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
+
+#: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
+get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
 READ, WRITE = 1, 2  # libev's and libuv's numbers alike
 
@@ -51,6 +55,10 @@ class CooperativeWait:
             self._express = loop.async_(ref=False, priority=loop.MAXPRI)
         if self._fd is not None:
             self.watch(self._fd)
+
+    def is_this_thread(self) -> bool:
+        """Is the calling thread the one that the reactor waits in?"""
+        return get_thread_ident() == self.hub.thread_ident
 
     def watch(self, fd: int) -> None:
         """End the wait when `fd`, which is an epoll or kqueue, becomes readable."""
