@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import gevent
-from gevent.socket import gethostbyname
-from twisted.internet.base import ThreadedResolver
 from twisted.internet.defer import Deferred
 from twisted.internet.main import installReactor
 
@@ -29,9 +27,9 @@ from .admission import Pool
 from .bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
 from .decorators import defer_to_greenlet
 from .home import installed_reactor
-from .pool import GreenPool
 from .reactor._stock import native_kind
 from .reactor.interfaces import IReactorGreenlets
+from .reactor.resolver import GeventResolver
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,28 +52,6 @@ _native: Any = importlib.import_module(f"greendefer.reactor.{native_kind()}")
 
 class GeventReactor(_native.Reactor):  # type: ignore[misc]
     """The native green reactor, under its historical name."""
-
-
-class GeventResolver(ThreadedResolver):
-    """Looks names up through gevent, in greenlets of a pool of its own, which nothing else fills.
-
-    :meth:`getHostByName` returns a Deferred of an IPv4 address. It fails with Twisted's
-    ``DNSLookupError``, also when the sum of its timeouts, in seconds, is over.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        super().__init__(reactor)
-        self._pool = GreenPool(1000, name="resolver")
-
-    def getHostByName(self, name: str, timeout: Any = (1, 3, 11, 45)) -> Deferred[str]:
-        user_deferred: Deferred[str] = Deferred()
-        lookup = self._pool.submit(gethostbyname, name)
-        cancel_call: Any = self.reactor.callLater(
-            sum(timeout) if timeout else 60, self._cleanup, name, lookup
-        )
-        self._runningQueries[lookup] = (user_deferred, cancel_call)
-        lookup.addBoth(self._checkTimeout, name, lookup)
-        return user_deferred
 
 
 def deferToGreenletPool(

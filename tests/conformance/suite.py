@@ -18,8 +18,16 @@ if "--patched" in sys.argv:
 import argparse
 import importlib
 import json
+import signal
 from collections import Counter
+from functools import partial
 from pathlib import Path
+
+import greenlet
+from gevent import get_hub, monkey
+
+SECONDS_EACH = 30.0
+LIMIT = partial(signal.setitimer, signal.ITIMER_REAL)
 
 # Ours, the stock one of the same kind, and its module.
 REACTORS = {
@@ -42,15 +50,24 @@ REACTORS = {
 }
 
 
-def known(what: str, kind: str) -> dict[str, str]:
-    """The tests that known.txt lists as `what` for a kind of reactor, with the reasons."""
+def known(what: str, variant: str) -> dict[str, str]:
+    """The tests that known.txt lists as `what` for a variant of ours, with the reasons."""
     lines = Path(__file__).with_name("known.txt").read_text().splitlines()
     entries = (line.split(None, 3) for line in lines if line and not line.startswith("#"))
     return {
         test: reason
-        for listed, kinds, test, reason in entries
-        if listed == what and kind in kinds.split(",")
+        for listed, variants, test, reason in entries
+        if listed == what and variant in variants.split(",")
     }
+
+
+def give_up(signum: int, frame: object) -> None:
+    """A test that hangs is one that fails, also where it hangs in the hub."""
+    main = get_hub().parent
+    error = TimeoutError(f"nothing happened for {SECONDS_EACH} s")
+    if greenlet.getcurrent() is main:
+        raise error
+    get_hub().loop.run_callback(main.throw, error)
 
 
 def main() -> None:
@@ -72,8 +89,12 @@ def main() -> None:
 
     ReactorBuilder._reactors = [reactor]
     if not options.stock:
-        for test, reason in known("skip", options.kind).items():
+        variant = options.kind + "+patched" * options.patched
+        for test, reason in known("skip", variant).items():
             namedAny(test).skip = reason
+        for thing in known("drop", variant):
+            module, _, name = thing.rpartition(".")
+            delattr(namedAny(module), name)
     outcomes: dict[str, str] = {}
 
     class Recorder(reporter.Reporter):
@@ -81,7 +102,12 @@ def main() -> None:
 
         def startTest(self, test):
             print(test.id(), file=self._stream, flush=True)
+            LIMIT(SECONDS_EACH)
             super().startTest(test)
+
+        def stopTest(self, test):
+            LIMIT(0)
+            super().stopTest(test)
 
         def _record(self, test, outcome, detail=""):
             name = test.id().replace(f"_{built}Tests.", "_ReactorTests.")
@@ -112,6 +138,7 @@ def main() -> None:
             self._record(test, "passed")
             super().addUnexpectedSuccess(test, todo)
 
+    monkey.get_original("signal", "signal")(signal.SIGALRM, give_up)
     loader = runner.TestLoader()
     suite = loader.loadByNames(options.tests, recurse=True)
     with open(options.out + ".log", "w") as log:

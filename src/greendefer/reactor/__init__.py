@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any, Literal
 
+from ._installed import refuse_if_installed
 from ._stock import native_kind
 
 KINDS = ("native", "poll", "select", "asyncio")
 
 
-def install(kind: str = "native") -> None:
+def install(kind: str = "native", *, threads: Literal["native", "green"] = "native") -> None:
     """Install a green reactor as Twisted's reactor.
 
     Call it before anything imports ``twisted.internet.reactor``. It works before and after
@@ -20,21 +22,19 @@ def install(kind: str = "native") -> None:
         Linux, kqueue on macOS and BSD (untested), select elsewhere. ``"poll"``, ``"select"``.
         ``"asyncio"``: Twisted, asyncio and gevent on one thread, see
         :mod:`greendefer.geventasyncioreactor`.
+    :param threads: what ``reactor.getThreadPool()``, ``deferToThread`` and ``callInThread`` run
+        things in. ``"native"``: threads, patched or not, so that what computes can't hold the
+        loop. ``"green"``: greenlets of the reactor's thread, for WSGI and old code that should
+        scale past a few dozen threads (:class:`greendefer.threadpool.GreenThreadPool`).
     :raises ValueError: there is no such kind.
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
     """
     if kind not in KINDS:
         kinds = ", ".join(map(repr, KINDS))
         raise ValueError(f"install(kind=...) must be one of {kinds}, not {kind!r}")
-    from twisted.internet.error import ReactorAlreadyInstalledError
-
-    reactor = sys.modules.get("twisted.internet.reactor")
-    if reactor is not None:
-        raise ReactorAlreadyInstalledError(
-            f"A reactor is installed already, {type(reactor).__module__}."
-            f"{type(reactor).__qualname__}: call greendefer.install() before anything imports "
-            "twisted.internet.reactor."
-        )
+    if threads not in ("native", "green"):
+        raise ValueError(f"install(threads=...) must be 'native' or 'green', not {threads!r}")
+    refuse_if_installed()
     if kind == "asyncio":
         from .. import geventasyncioreactor
 
@@ -42,3 +42,5 @@ def install(kind: str = "native") -> None:
     else:
         kind = native_kind() if kind == "native" else kind
         importlib.import_module(f"{__name__}.{kind}").install()
+    reactor: Any = sys.modules["twisted.internet.reactor"]
+    reactor.threads = threads

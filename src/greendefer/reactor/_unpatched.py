@@ -13,11 +13,11 @@ import enum
 import importlib
 import importlib.util
 import sys
-from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import gevent.events
 from gevent import monkey
-from twisted.internet import threads
 from twisted.python import threadable
 
 _TWISTED = (
@@ -39,7 +39,8 @@ _TWISTED = (
 """Those that do input and output, processes, signals and threads themselves. Not
 ``twisted.python.context``, which stays greenlet-local."""
 
-_done = False
+_done: frozenset[str] = frozenset()
+"""The modules that were patched when this was last done."""
 
 _VIEWS = ("_thread", "os", "select", "signal", "time")
 _COPIES = ("threading", "queue", "socket")
@@ -95,12 +96,15 @@ def _executed_anew(patched: ModuleType, natives: dict[str, ModuleType]) -> Modul
 
 
 def use_native_primitives() -> None:
-    """Give Twisted's modules back what they were written for. Nothing happens unpatched, or the
-    second time."""
+    """Give Twisted's modules back what they were written for, now, and again when the program is
+    patched later. Nothing happens unpatched."""
     global _done
-    if _done or not monkey.saved:  # type: ignore[attr-defined]
+    if _after_patching not in gevent.events.subscribers:
+        gevent.events.subscribers.append(_after_patching)
+    patched_modules = frozenset(monkey.saved)  # type: ignore[attr-defined]
+    if patched_modules == _done:
         return
-    _done = True
+    _done = patched_modules
     natives = _natives()
     replacements: dict[int, Any] = {}
     for name, native in natives.items():
@@ -121,14 +125,11 @@ def use_native_primitives() -> None:
     # It makes a class and a lock of what it has imported, in a function for that.
     threadable.threaded = False
     threadable.init()
-    # blockingCallFromThread() waits in a Queue that it makes for that: a thread may sleep in it,
-    # but a greenlet of the reactor's thread must not hold the loop.
-    patched_queue, native_queue = sys.modules["queue"], natives["queue"]
 
-    def queue_of_caller() -> Any:
-        return (patched_queue if threadable.isInIOThread() else native_queue).Queue()
 
-    vars(threads)["Queue"] = SimpleNamespace(Queue=queue_of_caller)
+def _after_patching(event: object) -> None:
+    if isinstance(event, gevent.events.GeventDidPatchAllEvent):
+        use_native_primitives()
 
 
 def _replace(owner: ModuleType | type, replacements: dict[int, Any]) -> None:

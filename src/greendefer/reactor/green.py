@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from greenlet import getcurrent
 from twisted.internet._signals import _MultiSignalHandling
@@ -12,10 +12,11 @@ from twisted.python import log
 from zope.interface import implementer
 
 from .._twistedcontext import make_greenlet_local
+from . import _blockingcalls, _unpatched
 from ._children import ChildExits
 from ._interrupt import InterruptMain
-from ._unpatched import use_native_primitives
 from .interfaces import IReactorGreenlets
+from .resolver import GeventResolver
 from .wait import CooperativeWait
 
 if TYPE_CHECKING:
@@ -37,14 +38,22 @@ class GreenReactor(_Base):
 
     :ivar cooperative_wait: where it waits, and which greenlet is the reactor's.
     :ivar interrupt_main: what Ctrl-C does while the reactor itself does not handle it.
+    :ivar threads: what the reactor's thread pool is made of, once somebody asks for it:
+        ``"native"`` threads, or ``"green"`` ones: :class:`greendefer.threadpool.GreenThreadPool`.
     """
+
+    threads: Literal["native", "green"] = "native"
 
     def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
         self.cooperative_wait = cooperative_wait or CooperativeWait()
         self.interrupt_main = InterruptMain(self)
         make_greenlet_local()
-        use_native_primitives()
+        _unpatched.use_native_primitives()
+        _blockingcalls.make_cooperative()
         super().__init__(*args)
+        resolver: Any = GeventResolver(self)
+        self.installNameResolver(resolver)
+        self.resolver = resolver  # Twisted's adapter, which that put here, ignores timeouts
 
     def doIteration(self, delay: float | None) -> None:
         # The stock poller is asked after the wait, never before: what was ready before other
@@ -89,6 +98,17 @@ class GreenReactor(_Base):
         super()._reallyStartRunning()
         if self._signals is self.interrupt_main:
             self._signals.install()
+
+    def _initThreadPool(self) -> None:
+        if self.threads == "native":
+            super()._initThreadPool()
+            return
+        from ..threadpool import GreenThreadPool  # which is made of what is above this module
+
+        self.threadpool = GreenThreadPool(name="reactor's threads")
+        self.threadpoolShutdownID = self.addSystemEventTrigger(
+            "during", "shutdown", self._stopThreadPool
+        )
 
     # Waking.
 

@@ -1,0 +1,155 @@
+"""Twisted's ThreadPool with greenlets in it: for WSGI, adbapi, and whatever asks for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from greenlet import getcurrent
+from twisted.internet.defer import Deferred
+from twisted.python import log
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from .pool import GreenPool
+
+
+class GreenThreadPool(ThreadPool):
+    """What Twisted calls a thread pool, on a :class:`greendefer.GreenPool`.
+
+    It scales to as many "threads" as there is memory for (some 10 KB each), all on the reactor's
+    thread: for code that waits, through what gevent has made cooperative. What computes, or waits
+    in C, holds the reactor.
+
+    Calls start as soon as the reactor (or any greenlet) waits, also before :meth:`start`. They
+    must be made from the reactor's thread.
+
+    :param minthreads: ignored.
+    :param maxthreads: how many calls run at once.
+    :param name: what it is called in messages.
+    :ivar pool: the :class:`greendefer.GreenPool`.
+    """
+
+    def __init__(self, minthreads: int = 0, maxthreads: int = 100, name: str | None = None) -> None:
+        self.pool = GreenPool(maxthreads, name=name)
+        self._slots: dict[Any, int] = {}
+        self._free_slots: list[int] = []
+        self._new_slot = count().__next__
+        super().__init__(minthreads, maxthreads, name)
+
+    def callInThreadWithCallback(
+        self,
+        onResult: Callable[..., object] | None,
+        func: Callable[..., Any],
+        *args: Any,
+        **kw: Any,
+    ) -> None:
+        """Call ``func(*args, **kw)`` in a greenlet, and ``onResult(success, result)`` after it, in
+        the same one. A call that never runs, since the pool or the reactor was stopped, has
+        :class:`greendefer.PoolClosed` for its result."""
+        if self.joined:
+            return
+        if onResult is None:
+            onResult = _log_failure
+        told: list[bool] = []
+        self.pool.submit(self._run, onResult, told, func, args, kw).addErrback(
+            lambda failure: told or onResult(False, failure)
+        )
+
+    def _run(
+        self,
+        onResult: Callable[..., object],
+        told: list[bool],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kw: dict[str, Any],
+    ) -> None:
+        me = getcurrent()
+        slot = self._slots[me] = heappop(self._free_slots) if self._free_slots else self._new_slot()
+        try:
+            result = func(*args, **kw)
+            success = True
+        except BaseException:
+            result = Failure()
+            success = False
+        finally:
+            del self._slots[me]
+            heappush(self._free_slots, slot)
+        told.append(True)
+        try:
+            onResult(success, result)
+        except Exception:
+            log.err(None, "The callback of a call in a thread pool failed")
+
+    def slot(self) -> int | None:
+        """A number for the call that runs in the current greenlet, below the number of all that
+        run; ``None`` outside of one. It takes the place of a thread's number: the next call that
+        gets it may find there what this one has left."""
+        return self._slots.get(getcurrent())
+
+    def start(self) -> None:
+        """Nothing needs to be started."""
+        self.joined = False
+        self.started = True
+
+    def stop(self) -> None:
+        """Take no more calls. Those that wait fail; those that run go on, and nobody waits for
+        them: see :meth:`stopped`."""
+        self.stopped()
+
+    def stopped(self) -> Deferred[None]:
+        """:meth:`stop`, with a Deferred that fires when all calls have ended."""
+        self.joined = True
+        self.started = False
+        return self.pool.close()
+
+    def adjustPoolsize(self, minthreads: int | None = None, maxthreads: int | None = None) -> None:
+        """Let `maxthreads` calls run at once."""
+        if maxthreads is not None:
+            self.pool.resize(maxthreads)
+            self.max = maxthreads
+        if minthreads is not None:
+            self.min = minthreads
+
+    def startAWorker(self) -> None:
+        """Greenlets start when they are needed."""
+
+    def stopAWorker(self) -> None:
+        """Idle ones go by themselves."""
+
+    @property
+    def workers(self) -> int:
+        """How many calls run."""
+        stats = self.pool.stats()
+        return stats.running + stats.lingering
+
+    @property
+    def working(self) -> list[None]:
+        """As many entries as calls run."""
+        return [None] * self.workers
+
+    @property
+    def waiters(self) -> list[None]:
+        """Idle workers: none are counted."""
+        return []
+
+    @property
+    def _queue(self) -> Any:
+        return _Backlog(self.pool)
+
+    q = _queue
+
+
+class _Backlog:
+    def __init__(self, pool: GreenPool) -> None:
+        self._pool = pool
+
+    def qsize(self) -> int:
+        return self._pool.stats().queued
+
+
+def _log_failure(success: bool, result: Any) -> None:
+    if not success:
+        log.err(result)
