@@ -24,6 +24,7 @@ class GreenConnectionPool(adbapi.ConnectionPool):
 
     def __init__(self, dbapiName: str, *connargs: Any, **connkw: Any) -> None:
         super().__init__(dbapiName, *connargs, **connkw)  # type: ignore[no-untyped-call]
+        self.threadpool.stop()  # which has begun to run where the reactor runs
         self.threadpool = GreenThreadPool(self.min, self.max, f"adbapi {dbapiName}")
         # Where a connection is looked for; threads have their own number.
         self.threadID = self.threadpool.slot

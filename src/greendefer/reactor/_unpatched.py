@@ -13,6 +13,8 @@ import enum
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
+from functools import cache
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -28,11 +30,13 @@ _TWISTED = (
     "twisted.internet.base",
     "twisted.internet.endpoints",
     "twisted.internet.fdesc",
+    "twisted.internet.inotify",
     "twisted.internet.posixbase",
     "twisted.internet.process",
     "twisted.internet.tcp",
     "twisted.internet.udp",
     "twisted.internet.unix",
+    "twisted.pair.tuntap",
     "twisted.python.threadable",
     "twisted.python.threadpool",
 )
@@ -61,11 +65,12 @@ class _View(ModuleType):
         return getattr(self._patched, name)
 
 
-def _natives() -> dict[str, ModuleType]:
+@cache
+def _natives(patched_modules: frozenset[str]) -> dict[str, ModuleType]:
     natives: dict[str, ModuleType] = {name: _View(importlib.import_module(name)) for name in _VIEWS}
     for name in _COPIES:
         patched = importlib.import_module(name)
-        if name in monkey.saved:  # type: ignore[attr-defined]
+        if name in patched_modules:
             natives[name] = _executed_anew(patched, natives)
     if "socket" in natives:
         # All but what gevent replaces is the program's own module: who changes that (a test, say)
@@ -101,11 +106,23 @@ def use_native_primitives() -> None:
     global _done
     if _after_patching not in gevent.events.subscribers:
         gevent.events.subscribers.append(_after_patching)
-    patched_modules = frozenset(monkey.saved)  # type: ignore[attr-defined]
+    patched_modules = _patched_modules()
     if patched_modules == _done:
         return
     _done = patched_modules
-    natives = _natives()
+    give_back(_TWISTED)
+    # It makes a class and a lock of what it has imported, in a function for that.
+    threadable.threaded = False
+    threadable.init()
+
+
+def _patched_modules() -> frozenset[str]:
+    return frozenset(monkey.saved)  # type: ignore[attr-defined]
+
+
+def give_back(modules: Iterable[str]) -> None:
+    """Give these modules the native primitives, where they have imported gevent's."""
+    natives = _natives(_patched_modules())
     replacements: dict[int, Any] = {}
     for name, native in natives.items():
         patched = sys.modules[name]
@@ -116,15 +133,15 @@ def use_native_primitives() -> None:
                 value, (type, FunctionType, BuiltinFunctionType)
             ):
                 replacements[id(value)] = original
-    for name in _TWISTED:
-        module = importlib.import_module(name)
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue  # one that is for another platform
         _replace(module, replacements)
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == name:
                 _replace(value, replacements)
-    # It makes a class and a lock of what it has imported, in a function for that.
-    threadable.threaded = False
-    threadable.init()
 
 
 def _after_patching(event: object) -> None:
