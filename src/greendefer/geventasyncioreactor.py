@@ -23,6 +23,7 @@ from gevent import monkey
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 
+from .reactor._installed import refuse_if_installed
 from .reactor._stock import native_kind
 from .reactor.green import GreenReactor
 from .reactor.wait import READ, WRITE, CooperativeWait
@@ -40,6 +41,19 @@ class GreenSelector(_stock_selector()):  # type: ignore[misc]
     def __init__(self, wait: CooperativeWait) -> None:
         super().__init__()
         self._wait = wait
+        self._watch()
+
+    def renew(self) -> None:
+        """Have an epoll of its own, with the same descriptors."""
+        keys = list(self.get_map().values())
+        self.close()
+        super().__init__()
+        for key in keys:
+            self.register(key.fileobj, key.events, key.data)
+        self._watch()
+
+    def _watch(self) -> None:
+        wait = self._wait
         if hasattr(self, "fileno"):
             wait.watch(self.fileno())
         else:
@@ -80,6 +94,16 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
         self.cooperative_wait = CooperativeWait()
         super().__init__(GreenSelector(self.cooperative_wait))
 
+    def forked(self) -> None:
+        """This is a child process: its epoll, and the pipe that wakes it, are to be its own."""
+        self._selector.renew()
+        self._close_self_pipe()
+        self._make_self_pipe()
+
+    _selector: GreenSelector
+    _close_self_pipe: Any
+    _make_self_pipe: Any
+
     def call_soon(  # type: ignore[override]  # which has a TypeVarTuple
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
@@ -115,6 +139,10 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
             )
         super().__init__(eventloop, cooperative_wait=eventloop.cooperative_wait)
 
+    def forked(self) -> None:
+        self._asyncioEventloop.forked()
+        super().forked()
+
     def callFromThread(  # type: ignore[override]
         self, f: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> None:
@@ -131,4 +159,5 @@ def install(eventloop: GreenEventLoop | None = None) -> None:
     :param eventloop: as for :class:`GeventAsyncioReactor`.
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
     """
+    refuse_if_installed()
     installReactor(GeventAsyncioReactor(eventloop))

@@ -27,6 +27,7 @@ from .admission import Pool
 from .bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
 from .decorators import defer_to_greenlet
 from .home import installed_reactor
+from .reactor._installed import refuse_if_installed
 from .reactor._stock import native_kind
 from .reactor.interfaces import IReactorGreenlets
 from .reactor.resolver import GeventResolver
@@ -115,4 +116,5 @@ def install() -> None:
 
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
     """
+    refuse_if_installed()
     installReactor(GeventReactor())

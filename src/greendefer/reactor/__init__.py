@@ -6,7 +6,6 @@ import importlib
 import sys
 from typing import Any, Literal
 
-from ._installed import refuse_if_installed
 from ._stock import native_kind
 
 KINDS = ("native", "poll", "select", "asyncio")
@@ -34,7 +33,6 @@ def install(kind: str = "native", *, threads: Literal["native", "green"] = "nati
         raise ValueError(f"install(kind=...) must be one of {kinds}, not {kind!r}")
     if threads not in ("native", "green"):
         raise ValueError(f"install(threads=...) must be 'native' or 'green', not {threads!r}")
-    refuse_if_installed()
     if kind == "asyncio":
         from .. import geventasyncioreactor
 

@@ -22,6 +22,8 @@ import gevent.events
 from gevent import monkey
 from twisted.python import threadable
 
+from ._stock import stock_module
+
 _TWISTED = (
     "twisted._threads._pool",
     "twisted._threads._threadworker",
@@ -42,6 +44,8 @@ _TWISTED = (
 )
 """Those that do input and output, processes, signals and threads themselves. Not
 ``twisted.python.context``, which stays greenlet-local."""
+
+_POLLERS = {"twisted.internet.epollreactor": "epoll", "twisted.internet.pollreactor": "poll"}
 
 _done: frozenset[str] = frozenset()
 """The modules that were patched when this was last done."""
@@ -111,6 +115,12 @@ def use_native_primitives() -> None:
         return
     _done = patched_modules
     give_back(_TWISTED)
+    # Without a poller in the patched select module, these could not be imported any more.
+    for module, poller in _POLLERS.items():
+        try:
+            stock_module(module, poller)
+        except (ImportError, AttributeError):
+            continue  # one that is for another platform
     # It makes a class and a lock of what it has imported, in a function for that.
     threadable.threaded = False
     threadable.init()
@@ -127,7 +137,10 @@ def give_back(modules: Iterable[str]) -> None:
     for name, native in natives.items():
         patched = sys.modules[name]
         replacements[id(patched)] = native
-        for attribute, value in vars(patched).items():
+        # Those that were there before the patch, too: their functions look names up in the
+        # patched module, and a module that was imported before still has them.
+        before: dict[str, Any] = monkey.saved.get(name, {})  # type: ignore[attr-defined]
+        for attribute, value in [*vars(patched).items(), *before.items()]:
             original = getattr(native, attribute, value)
             if original is not value and isinstance(
                 value, (type, FunctionType, BuiltinFunctionType)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from select import EPOLLIN, EPOLLOUT
+from typing import Any
+
+from gevent import monkey
 from twisted.internet.main import installReactor
 
+from ._installed import refuse_if_installed
 from ._stock import stock_module
 from .green import GreenReactor
 
 EPollReactor = stock_module("twisted.internet.epollreactor", "epoll").EPollReactor
+epoll = monkey.get_original("select", "epoll")
 
 
 class GreenEPollReactor(GreenReactor, EPollReactor):  # type: ignore[misc,valid-type]
@@ -17,10 +23,22 @@ class GreenEPollReactor(GreenReactor, EPollReactor):  # type: ignore[misc,valid-
         super().__init__()
         self.cooperative_wait.watch(self._poller.fileno())
 
+    _poller: Any
+
+    def forked(self) -> None:
+        self._poller.close()
+        self._poller = poller = epoll(1024)
+        for fd in self._selectables:
+            events = EPOLLIN * (fd in self._reads) | EPOLLOUT * (fd in self._writes)
+            poller.register(fd, events)
+        self.cooperative_wait.watch(self._poller.fileno())
+        super().forked()
+
 
 Reactor = GreenEPollReactor
 
 
 def install() -> None:
     """Install it, as each of Twisted's reactor modules has it."""
+    refuse_if_installed()
     installReactor(GreenEPollReactor())

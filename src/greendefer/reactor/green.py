@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from greenlet import getcurrent
 from twisted.internet._signals import _MultiSignalHandling
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.python import log
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._twistedcontext import make_greenlet_local
-from . import _blockingcalls, _unpatched
+from . import _blockingcalls, _fork, _unpatched
 from ._children import ChildExits
 from ._interrupt import InterruptMain
 from .interfaces import IReactorGreenlets
@@ -54,6 +56,7 @@ class GreenReactor(_Base):
         resolver: Any = GeventResolver(self)
         self.installNameResolver(resolver)
         self.resolver = resolver  # Twisted's adapter, which that put here, ignores timeouts
+        _fork.renew_in_child(self)
 
     def doIteration(self, delay: float | None) -> None:
         # The stock poller is asked after the wait, never before: what was ready before other
@@ -109,6 +112,29 @@ class GreenReactor(_Base):
         self.threadpoolShutdownID = self.addSystemEventTrigger(
             "during", "shutdown", self._stopThreadPool
         )
+
+    # Forking.
+
+    spawning = False
+
+    def spawnProcess(self, *args: Any, **kwargs: Any) -> Any:
+        self.spawning = True
+        try:
+            return super().spawnProcess(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.spawning = False
+
+    def forked(self) -> None:
+        """This is a child process: share nothing with the parent that either could disturb."""
+        base: Any = self
+        waker = base.waker
+        if waker is not None:
+            base._internalReaders.discard(waker)
+            base.removeReader(waker)
+            waker.connectionLost(Failure(ConnectionDone("This process was forked")))
+            base.waker = None
+            self.installWaker()
+        self.cooperative_wait.wake_if_parked()
 
     # Waking.
 

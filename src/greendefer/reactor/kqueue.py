@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from twisted.internet.main import installReactor
 
+from ._installed import refuse_if_installed
 from ._stock import stock_module
 from .green import GreenReactor
 
@@ -26,4 +27,5 @@ Reactor = GreenKQueueReactor
 
 def install() -> None:
     """Install it, as each of Twisted's reactor modules has it."""
+    refuse_if_installed()
     installReactor(GreenKQueueReactor())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from twisted.internet.main import installReactor
 
+from ._installed import refuse_if_installed
 from ._stock import stock_module
 from .green import GreenReactor
 from .wait import READ, WRITE
@@ -30,4 +31,5 @@ Reactor = GreenPollReactor
 
 def install() -> None:
     """Install it, as each of Twisted's reactor modules has it."""
+    refuse_if_installed()
     installReactor(GreenPollReactor())

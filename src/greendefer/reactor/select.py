@@ -9,6 +9,7 @@ from gevent import monkey
 from twisted.internet import selectreactor
 from twisted.internet.main import installReactor
 
+from ._installed import refuse_if_installed
 from .green import GreenReactor
 from .wait import READ, WRITE
 
@@ -37,4 +38,5 @@ Reactor = GreenSelectReactor
 
 def install() -> None:
     """Install it, as each of Twisted's reactor modules has it."""
+    refuse_if_installed()
     installReactor(GreenSelectReactor())

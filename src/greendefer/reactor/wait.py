@@ -63,8 +63,13 @@ class CooperativeWait:
 
     def watch(self, fd: int) -> None:
         """End the wait when `fd`, which is an epoll or kqueue, becomes readable."""
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
         self._fd = fd
         self._watchers = [self._watcher(fd, READ)]
+        if self._parked is not None:
+            self._watchers[0].start(self._resume)
 
     def watch_each(self, descriptors: Callable[[], Iterable[tuple[int, int]]]) -> None:
         """End the wait when one of the `descriptors` is ready, for a poller that has no
@@ -124,7 +129,7 @@ class CooperativeWait:
                 watcher.start(self._resume)
             self.hub.switch()
         finally:
-            for watcher in watchers:
+            for watcher in (*watchers, *self._watchers):  # these are new ones in a forked child
                 watcher.stop()
             for watcher in watchers[len(self._watchers) :]:
                 watcher.close()

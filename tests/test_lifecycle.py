@@ -1,0 +1,443 @@
+"""From start to end: forks, daemons, signals, second hubs, idling, and who was there first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATCHED
+
+KINDS = ["native", "poll", "select", "asyncio"]
+
+SERVER = """
+    import os, sys, gevent, greendefer
+    greendefer.install({kind!r})
+    from twisted.internet import protocol, reactor
+    from twisted.internet.defer import ensureDeferred
+
+    class Pid(protocol.Protocol):
+        def connectionMade(self):
+            d = greendefer.defer_to_greenlet(self.work)
+            d.addCallback(lambda pid: self.transport.loseConnection())
+            d.addErrback(lambda f: (f.printTraceback(), self.transport.abortConnection()))
+        def work(self):
+            gevent.sleep(0.001)
+            self.transport.write(b"%d" % os.getpid())
+
+    port = reactor.listenTCP(
+        0, protocol.Factory.forProtocol(Pid), interface="127.0.0.1").getHost().port
+
+    async def ask():
+        from twisted.internet.endpoints import TCP4ClientEndpoint
+        from twisted.internet.defer import Deferred
+        class Client(protocol.Protocol):
+            def connectionMade(self):
+                self.got, self.done = b"", Deferred()
+            def dataReceived(self, data):
+                self.got += data
+            def connectionLost(self, reason):
+                self.done.callback(int(self.got))
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+        return await (await endpoint.connect(protocol.Factory.forProtocol(Client))).done
+    """
+
+
+@pytest.fixture
+def run_with_server(run_program: Any) -> Any:
+    def run(source: str, kind: str) -> Any:
+        return run_program(textwrap.dedent(SERVER.format(kind=kind)) + textwrap.dedent(source))
+
+    return run
+
+
+class TestFork:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_workers_that_are_forked_before_the_reactor_runs(
+        self, kind: str, run_with_server: Any
+    ) -> None:
+        """They share the listening port, and nothing else."""
+        run_with_server(
+            """
+            from gevent import monkey
+            reactor.callLater(0, lambda: None)
+            gevent.sleep(0)
+            back = os.pipe()
+            pids = []
+            for _ in range(3):
+                pid = os.fork()
+                if not pid:
+                    async def serve():
+                        # Answers come from whichever of the processes accepts.
+                        assert all([await ask() for _ in range(5)])
+                        done = await greendefer.defer_to_greenlet(len, "done")
+                        # Another thread wakes this process, and no other.
+                        from twisted.internet.threads import deferToThread
+                        assert await deferToThread(len, "thread") == 6
+                        os.write(back[1], b"%d" % done)
+                        return done
+                    def failed(f):
+                        f.printTraceback()
+                        sys.stderr.flush()
+                        os._exit(1)
+                    reactor.callLater(0, lambda: ensureDeferred(serve()).addErrback(failed))
+                    reactor.run()
+                    os._exit(2)
+                pids.append(pid)
+            get_original_waitpid = monkey.get_original("os", "waitpid")
+            async def main():
+                seen = {await ask() for _ in range(20)}
+                assert seen <= {os.getpid(), *pids}, seen
+                assert await greendefer.defer_to_greenlet(len, "done") == 4
+                got = b""
+                def read():
+                    return os.read(back[0], 1)
+                while len(got) < 3:
+                    from twisted.internet.threads import deferToThread
+                    got += await deferToThread(read)
+                assert got == b"444"
+                for pid in pids:
+                    os.kill(pid, 9)
+                    get_original_waitpid(pid, 0)
+                assert {await ask() for _ in range(5)} == {os.getpid()}
+                reactor.stop()
+                return "done"
+            result = []
+            reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
+                lambda r: (result.append(r), r == "done" or reactor.stop())))
+            reactor.run()
+            assert result == ["done"], result
+            """,
+            kind,
+        )
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_in_a_call_while_the_reactor_runs(self, kind: str, run_with_server: Any) -> None:
+        """A child that ends by itself takes nothing from its parent."""
+        run_with_server(
+            """
+            from gevent import monkey
+            def fork():
+                gevent.sleep(0.001)
+                pid = os.fork()
+                if not pid:
+                    gevent.sleep(0.001)
+                    port_object.stopReading()
+                    os._exit(7)
+                return monkey.get_original("os", "waitpid")(pid, 0)
+            port_object = next(r for r in reactor.getReaders() if hasattr(r, "getHost"))
+            async def main():
+                pid, status = await greendefer.defer_to_greenlet(fork)
+                assert os.waitstatus_to_exitcode(status) == 7
+                assert await ask() == os.getpid()
+                return "done"
+            result = []
+            reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
+                lambda r: (result.append(r), reactor.stop())))
+            reactor.run()
+            assert result == ["done"], result
+            """,
+            kind,
+        )
+
+
+TAC = """
+{patch}
+import os, gevent, greendefer
+from twisted.application import service, internet
+from twisted.internet import endpoints, protocol, reactor
+from twisted.internet.threads import deferToThread
+
+class Pid(protocol.Protocol):
+    def dataReceived(self, data):
+        d = deferToThread(len, data)
+        d.addCallback(lambda n: greendefer.defer_to_greenlet(self.work, n))
+        d.addErrback(lambda f: self.transport.write(f.getTraceback().encode()))
+        d.addBoth(lambda _: self.transport.loseConnection())
+    def work(self, n):
+        gevent.sleep(0.001)
+        child = gevent.subprocess.check_output(["echo", "child"])
+        self.transport.write(b"%d %d " % (os.getpid(), n) + child)
+
+class ReportPort(service.Service):
+    def startService(self):
+        port = reactor.listenTCP(0, protocol.Factory.forProtocol(Pid), interface="127.0.0.1")
+        with open("port.new", "w") as f:
+            f.write(str(port.getHost().port))
+        os.rename("port.new", "port")
+
+application = service.Application("pids")
+ReportPort().setServiceParent(application)
+import gevent.subprocess
+"""
+
+
+class TestTwistd:
+    @pytest.mark.parametrize("name", ["gevent", "gevent-asyncio"])
+    def test_daemon_serves_requests(self, name: str, tmp_path: Path) -> None:
+        """It forks twice after the reactor was installed."""
+        patch = "from gevent import monkey; monkey.patch_all()" if PATCHED else ""
+        (tmp_path / "pids.tac").write_text(TAC.format(patch=patch))
+        twistd = [str(Path(sys.executable).with_name("twistd")), f"--reactor={name}"]
+        if PATCHED:
+            twistd = [sys.executable, "-m", "gevent.monkey", *twistd]
+        started = subprocess.run(
+            [*twistd, "--python=pids.tac", "--pidfile=pid", "--logfile=log"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert started.returncode == 0, started.stdout + started.stderr
+        deadline = time.monotonic() + 30
+        try:
+            while not (tmp_path / "port").exists():
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+            pid = int((tmp_path / "pid").read_text())
+            port = int((tmp_path / "port").read_text())
+            for _ in range(5):
+                with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                    connection.sendall(b"four")
+                    with connection.makefile("rb") as reply:
+                        assert reply.read() == b"%d 4 child\n" % pid
+        finally:
+            pid = int((tmp_path / "pid").read_text())
+            os.kill(pid, signal.SIGTERM)
+            while (tmp_path / "pid").exists():  # it removes that at the very end
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert "Server Shut Down" in (tmp_path / "log").read_text()
+
+
+class TestSignals:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+    def test_stop_the_reactor(self, kind: str, name: str, run_program: Any) -> None:
+        """Also while greenlets keep the hub busy, and in a greenlet that is not main."""
+        run_program(
+            f"""
+            import os, signal, gevent, greendefer
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            fired = []
+            def spin():
+                while True:
+                    gevent.sleep(0)
+            greendefer.defer_to_greenlet(spin).addErrback(lambda f: fired.append(f.type))
+            reactor.callLater(0.01, os.kill, os.getpid(), signal.{name})
+            reactor.run()
+            assert fired == [greendefer.PoolClosed], fired
+            """
+        )
+
+    @pytest.mark.parametrize("kind", ["native", "asyncio"])
+    def test_exit_status_under_twist(self, kind: str, run_program: Any) -> None:
+        """Twisted exits with the signal that stopped it (ReactorBase._exitSignal)."""
+        run_program(
+            f"""
+            import os, signal, greendefer
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            reactor.callLater(0.01, os.kill, os.getpid(), signal.SIGTERM)
+            reactor.run()
+            assert reactor._exitSignal == signal.SIGTERM
+            """
+        )
+
+
+class TestRun:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_in_a_greenlet_that_is_not_main(self, kind: str, run_program: Any) -> None:
+        run_program(
+            f"""
+            import gevent, greendefer
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            seen = []
+            def main():
+                seen.append(greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "x")))
+                reactor.callFromThread(lambda: seen.append(gevent.getcurrent()))
+                reactor.callLater(0.01, reactor.stop)
+            running = gevent.spawn(reactor.run)
+            gevent.spawn(main)
+            running.get()
+            assert seen == [1, running], seen
+            """
+        )
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_crash_and_iterate(self, kind: str, run_program: Any) -> None:
+        run_program(
+            f"""
+            import gevent, greendefer
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            reactor.callLater(0.01, reactor.crash)
+            reactor.run()
+            assert not reactor.running
+            got = []
+            greendefer.defer_to_greenlet(gevent.sleep, 0.01).addCallback(got.append)
+            while not got:
+                reactor.iterate(0.01)
+            assert got == [None]
+            """
+        )
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_second_hub_in_another_thread(self, kind: str, run_program: Any) -> None:
+        """It has its own greenlets, which wait for the reactor without stopping each other."""
+        run_program(
+            f"""
+            import gevent, greendefer
+            from gevent import monkey
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred
+            out = []
+
+            @greendefer.blocking_from_greenlet
+            def later(value):
+                d = Deferred()
+                reactor.callLater(0.001, d.callback, value)
+                return d
+
+            def thread():
+                ticks = []
+                def tick():
+                    while True:
+                        ticks.append(1)
+                        gevent.sleep(0)
+                ticker = gevent.spawn(tick)
+                got = gevent.pool.Group().map(later, range(50))
+                ticker.kill()
+                out.append((got == list(range(50)), len(ticks) > 1))
+                gevent.get_hub().destroy()
+                reactor.callFromThread(reactor.stop)
+            import gevent.pool
+            reactor.callWhenRunning(
+                monkey.get_original("_thread", "start_new_thread"), thread, ())
+            reactor.run()
+            assert out == [(True, True)], out
+            """
+        )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_idle_reactor_sleeps(kind: str, run_program: Any) -> None:
+    """In 2 seconds of nothing it gives way to the kernel twice at most (context switches, as the
+    kernel counts them; one is the timer of the test itself)."""
+    done = run_program(
+        f"""
+        import gc, greendefer, resource
+        greendefer.install({kind!r})
+        from twisted.internet import reactor
+        greendefer.defer_to_greenlet(len, "")  # everything is there
+        counts = []
+        def count():
+            counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw)
+        reactor.callLater(0.5, count)
+        reactor.callLater(2.5, count)
+        reactor.callLater(2.6, reactor.stop)
+        reactor.run()
+        print(counts[1] - counts[0])
+        """
+    )
+    assert int(done.stdout) <= 2, done.stdout
+
+
+class TestAlreadyInstalled:
+    def test_it_says_which_module_imported_it(self, tmp_path: Path, run_program: Any) -> None:
+        (tmp_path / "culprit.py").write_text(
+            "import os\n\n\nfrom twisted.internet import defer, reactor\n"
+        )
+        run_program(
+            f"""
+            import sys
+            sys.path.insert(0, {str(tmp_path)!r})
+            import culprit, greendefer
+            from greendefer import geventreactor, geventasyncioreactor
+            from twisted.internet.error import ReactorAlreadyInstalledError
+            for install in greendefer.install, lambda: greendefer.install("asyncio"):
+                try:
+                    install()
+                except ReactorAlreadyInstalledError as e:
+                    assert "culprit (" in str(e) and "culprit.py, line 4)" in str(e), e
+                    assert "greendefer.install()" in str(e)
+                else:
+                    raise AssertionError("not refused")
+            for module in geventreactor, geventasyncioreactor:
+                try:
+                    module.install()
+                except ReactorAlreadyInstalledError as e:
+                    assert "culprit.py, line 4)" in str(e), e
+                else:
+                    raise AssertionError("not refused")
+            """
+        )
+
+    def test_in_a_function_and_twice(self, run_program: Any) -> None:
+        run_program(
+            """
+            import greendefer
+            from twisted.internet.error import ReactorAlreadyInstalledError
+            def main():
+                from twisted.internet import reactor
+                greendefer.install()
+            greendefer.install()
+            for f, said in (main, "main() (<string>)"), (greendefer.install, "python -v"):
+                try:
+                    f()
+                except ReactorAlreadyInstalledError as e:
+                    assert said in str(e), e
+                    assert "GreenEPollReactor" in str(e) or "epoll" not in str(e)
+                else:
+                    raise AssertionError("not refused")
+            """
+        )
+
+
+@pytest.mark.skipif(PATCHED, reason="the program patches by itself")
+@pytest.mark.parametrize("kind", ["native", "asyncio"])
+def test_a_program_that_is_patched_after_the_reactor_was_made(kind: str, run_program: Any) -> None:
+    """Twisted stays on the native primitives; what the program uses becomes cooperative."""
+    run_program(
+        f"""
+        import greendefer
+        greendefer.install({kind!r})
+        from twisted.internet import reactor
+        from gevent import monkey
+        monkey.patch_all()
+        import time, threading, gevent.socket, socket
+        from twisted.internet import tcp, threads
+        from twisted.internet.defer import ensureDeferred
+        assert socket.socket is gevent.socket.socket
+        assert tcp.socket.socket is not socket.socket
+        ident = monkey.get_original("_thread", "get_ident")
+        async def main():
+            ticks = []
+            def tick():
+                ticks.append(1)
+                reactor.callLater(0.001, tick)
+            tick()
+            await greendefer.defer_to_greenlet(time.sleep, 0.05)
+            assert len(ticks) > 3
+            assert await threads.deferToThread(ident) != ident()
+            return "done"
+        result = []
+        reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
+            lambda r: (result.append(r), reactor.stop())))
+        reactor.run()
+        assert result == ["done"], result
+        """
+    )
