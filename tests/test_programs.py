@@ -444,6 +444,27 @@ class TestChildProcesses:
         )
 
 
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        (["agent_client.py"], ["Response received: 200", "The same in a greenlet: 200"]),
+        (["line_server.py", "--demo"], ["'after', 'the', 'delay'", "'quitting', 'in', '2'"]),
+    ],
+)
+def test_the_historical_readmes_programs(example: list[str], said: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / example[0]), *example[1:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
+    for each in said:
+        assert each in done.stdout, done.stdout
+
+
 def test_quickstart() -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "quickstart.py")],

@@ -11,6 +11,7 @@ from .decorators import blocking_from_greenlet, defer_to_greenlet, green_deferre
 from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDeadlock
 from .policy import PoolStats, Timeouts
 from .pool import GreenPool
+from .protocols import in_order
 from .reactor import install
 
 __version__ = "0.1.0.dev0"
@@ -27,6 +28,7 @@ __all__ = [
     "blocking_from_greenlet",
     "defer_to_greenlet",
     "green_deferred",
+    "in_order",
     "install",
     "wait_for_deferred",
     "wait_for_greenlet",

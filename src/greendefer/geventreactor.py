@@ -4,8 +4,11 @@ The ten public names mean what they meant there; new code finds the same, with t
 cancellation, in :mod:`greendefer` itself. What differs:
 
 - The reactor is Twisted's own, and passes Twisted's own tests. A greenlet is no longer spawned for
-  each descriptor: a protocol method that blocks holds the reactor's greenlet, and so all other
-  protocols, until it returns. Hand it to a greenlet: ``deferToGreenlet(f, ...)``.
+  each descriptor, which cost a switch for each event: a protocol method that blocks holds the
+  reactor's greenlet, and so all other protocols, until it returns. Decorate it with
+  :func:`greendefer.in_order`, or hand the work to ``deferToGreenlet(f, ...)``.
+- ``deferToThread`` has threads, so that what computes can't stop the loop; it had greenlets there.
+  ``greendefer.install(threads="green")`` has them again.
 - ``reactor.getGreenletPool()`` is a :class:`greendefer.GreenPool` of 100, which can be resized, and
   no longer a group without a bound. It is not the pool of ``deferToThread``, which has threads.
 - ``callFromGreenlet(f)`` runs `f` in the reactor's greenlet, and returns ``None``.

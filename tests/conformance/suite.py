@@ -25,6 +25,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import gevent
 import greenlet
 from gevent import get_hub, monkey
 
@@ -120,6 +121,8 @@ def main() -> None:
         def stopTest(self, test):
             LIMIT(0)
             super().stopTest(test)
+            if options.patched:
+                gevent.sleep(1e-6)  # what the test has closed through gevent is closed after this
 
         def _record(self, test, outcome, detail=""):
             name = test.id().replace(f"_{built}Tests.", "_ReactorTests.")

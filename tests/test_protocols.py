@@ -1,0 +1,138 @@
+"""in_order: protocol methods that may block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+from twisted.internet.protocol import Protocol
+from twisted.internet.testing import StringTransport
+from twisted.protocols.basic import LineReceiver
+
+import greendefer
+from greendefer.protocols import MANY
+
+
+class Lines(LineReceiver):
+    delimiter = b"\n"
+
+    def __init__(self) -> None:
+        self.gates: dict[bytes, Event] = {}
+        self.log: list[bytes] = []
+        self.lost = Event()
+
+    @greendefer.in_order
+    def lineReceived(self, line: bytes) -> None:
+        """What a line does."""
+        self.log.append(b"+" + line)
+        if line in self.gates:
+            self.gates[line].wait()
+        if line == b"bad":
+            raise RuntimeError(line)
+        self.log.append(b"-" + line)
+        self.sendLine(line.upper())
+
+    @greendefer.in_order
+    def connectionLost(self, reason: Any = None) -> None:  # type: ignore[override]
+        self.log.append(b"lost")
+        self.lost.set()
+
+
+@pytest.fixture
+def connect(in_reactor: Any) -> Any:
+    def connect(**gates: Event) -> tuple[Lines, StringTransport]:
+        lines, transport = Lines(), StringTransport()
+        lines.gates = {name.encode(): gate for name, gate in gates.items()}
+        in_reactor(lines.makeConnection, transport)
+        return lines, transport
+
+    return connect
+
+
+def test_calls_of_one_object_run_one_after_the_other(connect: Any, in_reactor: Any) -> None:
+    gate = Event()
+    lines, transport = connect(a=gate)
+    assert in_reactor(lines.dataReceived, b"a\nb\nc\n") is None
+    in_reactor(lines.connectionLost)
+    in_reactor(gevent.getcurrent)
+    assert lines.log == [b"+a"]
+    gate.set()
+    assert lines.lost.wait(10)
+    assert lines.log == [b"+a", b"-a", b"+b", b"-b", b"+c", b"-c", b"lost"]
+    assert transport.value() == b"A\nB\nC\n"
+
+
+def test_other_connections_go_on(connect: Any, in_reactor: Any) -> None:
+    gate = Event()
+    blocked, _ = connect(a=gate)
+    free, transport = connect()
+    in_reactor(blocked.dataReceived, b"a\n")
+    in_reactor(free.dataReceived, b"a\nb\n")
+    in_reactor(free.connectionLost)
+    assert free.lost.wait(10)
+    assert transport.value() == b"A\nB\n"
+    assert blocked.log == [b"+a"]
+    gate.set()
+    in_reactor(blocked.connectionLost)
+    assert blocked.lost.wait(10)
+
+
+def test_who_sends_too_fast_is_paused(connect: Any, in_reactor: Any) -> None:
+    gate = Event()
+    lines, transport = connect(a=gate)
+    in_reactor(lines.dataReceived, b"a\n" + b"x\n" * (MANY - 1))
+    assert transport.producerState == "producing"
+    in_reactor(lines.dataReceived, b"x\n")
+    assert transport.producerState == "paused"
+    in_reactor(lines.connectionLost)
+    gate.set()
+    assert lines.lost.wait(10)
+    in_reactor(gevent.getcurrent)
+    assert lines.log.count(b"-x") == MANY
+    assert transport.producerState == "producing"
+
+
+def test_an_exception_ends_the_connection(connect: Any, in_reactor: Any, logged: Any) -> None:
+    lines, transport = connect()
+    in_reactor(lines.dataReceived, b"bad\ngood\n")
+    in_reactor(lines.connectionLost)
+    assert lines.lost.wait(10)
+    assert transport.disconnected
+    assert lines.log == [b"+bad", b"+good", b"-good", b"lost"]
+    (error,) = [event for event in logged if event["isError"]]
+    assert error["failure"].check(RuntimeError)
+    assert "lineReceived" in repr(error["f"])
+    logged.clear()
+
+
+def test_a_closed_pool_does_not_recurse(in_reactor: Any) -> None:
+    pool = greendefer.GreenPool(1)
+
+    class Closed(Protocol):
+        @greendefer.in_order(pool=pool)
+        def dataReceived(self, data: bytes) -> None:
+            pool.stats()
+
+    closed, transport = Closed(), StringTransport()
+    in_reactor(closed.makeConnection, transport)
+    in_reactor(pool.close)
+
+    def many() -> None:
+        for _ in range(5000):
+            closed.dataReceived(b"x")
+
+    in_reactor(many)
+    assert transport.disconnected
+    assert pool.stats().rejected == 5000
+
+
+def test_wrong_uses(in_reactor: Any) -> None:
+    with pytest.raises(TypeError, match="decorates a method, not 3"):
+        greendefer.in_order(3)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match="must be a pool or None, not 3"):
+        greendefer.in_order(pool=3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="called without an object"):
+        in_reactor(greendefer.in_order(len), "")
+    assert Lines.lineReceived.__doc__ == "What a line does."
