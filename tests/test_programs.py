@@ -416,11 +416,6 @@ PROCESSES = """
 
 
 class TestChildProcesses:
-    def test_none_lost(self, run_program: Any) -> None:
-        """Twisted's and gevent's at once: each side hears how each of its own ended."""
-        done = run_program(PROCESSES.format(subprocess="gevent.subprocess", n=60))
-        assert "all 60" in done.stdout, done
-
     @pytest.mark.skipif(PATCHED, reason="patched, it is gevent's")
     def test_the_standard_librarys_own(self, run_program: Any) -> None:
         """Unpatched, where nothing uses gevent's: exit codes are right, as on a stock reactor."""
