@@ -354,3 +354,24 @@ class TestLifeCycle:
         finally:
             del reactor.runUntilCurrent
         assert len(turns) <= 1
+
+
+def test_what_the_reactor_starts_between_two_greenlets_starts_at_once(
+    reactor: Any, in_reactor: Any
+) -> None:
+    """A greenlet that held the loop makes way for the reactor; gevent must not fall asleep over
+    what that does then."""
+    pool = greendefer.GreenPool(2)
+    done = Event()
+
+    def hold_the_loop(until: float) -> bool:
+        while time.monotonic() < until:
+            pass
+        return done.wait(5)
+
+    def start() -> Any:
+        due = time.monotonic() + 0.01
+        reactor.callLater(0.01, pool.submit, done.set)
+        return pool.submit(hold_the_loop, due + 0.01)
+
+    assert in_reactor(start)

@@ -53,6 +53,7 @@ class CooperativeWait:
         self._express: Any = None
         if loop.MAXPRI > loop.MINPRI:
             self._express = loop.async_(ref=False, priority=loop.MAXPRI)
+            self._once_more: Any = loop.timer(0.0, ref=False)
         if self._fd is not None:
             self.watch(self._fd)
 
@@ -164,3 +165,11 @@ class CooperativeWait:
                 self.wake()
             else:
                 self._express.feed(1, self._resume)
+                # gevent runs callbacks just before libev polls (its prepare watcher), and that is
+                # where we may be. Those that the reactor adds in its turn would not be seen until
+                # something else ends the poll; a timer that is due does.
+                self._once_more.start(_nothing)
+
+
+def _nothing() -> None:
+    pass
