@@ -6,9 +6,17 @@
     greendefer.install()
 """
 
+from .blocking import BlockingIterator
 from .bridge import wait_for_deferred, wait_for_greenlet
-from .decorators import blocking_from_greenlet, defer_to_greenlet, green_deferred, with_options
+from .decorators import (
+    blocking_from_greenlet,
+    defer_to_greenlet,
+    green_deferred,
+    green_iterator,
+    with_options,
+)
 from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDeadlock
+from .iterators import GreenIterator
 from .policy import PoolStats, Timeouts
 from .pool import GreenPool
 from .reactor import install
@@ -16,7 +24,9 @@ from .reactor import install
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BlockingIterator",
     "CallTimeout",
+    "GreenIterator",
     "GreenPool",
     "GreendeferError",
     "PoolClosed",
@@ -27,6 +37,7 @@ __all__ = [
     "blocking_from_greenlet",
     "defer_to_greenlet",
     "green_deferred",
+    "green_iterator",
     "install",
     "wait_for_deferred",
     "wait_for_greenlet",
