@@ -19,6 +19,7 @@ from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDea
 from .iterators import GreenIterator
 from .policy import PoolStats, Timeouts
 from .pool import GreenPool
+from .proxy import green_proxy
 from .reactor import install
 
 __version__ = "0.1.0.dev0"
@@ -38,6 +39,7 @@ __all__ = [
     "defer_to_greenlet",
     "green_deferred",
     "green_iterator",
+    "green_proxy",
     "install",
     "wait_for_deferred",
     "wait_for_greenlet",

@@ -326,7 +326,7 @@ def with_options(
             raise TypeError(
                 f"{decorated!r} has no option {name!r}; its options are {', '.join(options)}"
             )
-    return apply(type(behaviour)(**{**options, **given}), decorated.__wrapped__)
+    return apply(behaviour.with_options({**options, **given}), decorated.__wrapped__)
 
 
 def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:

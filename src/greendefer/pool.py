@@ -97,13 +97,13 @@ class PoolWorker(Pool):
         """
         raise RuntimeError("A worker runs one call at a time: resize its pool instead")
 
-    def _call(self, *args: Any) -> Call:
+    def _admit(self, call: Call) -> Call:
         if self._entered is None:
             raise RuntimeError(
                 "A worker is there inside of its block only: async with pool.worker() as w: "
                 "await w.submit(f)"
             )
-        return super()._call(*args)
+        return super()._admit(call)
 
     # An `async with` in its parts, for those who are not coroutines.
 
@@ -182,6 +182,12 @@ class PoolWorker(Pool):
         left: Deferred[None] = Deferred(lambda _: host.cancel())
         host.addBoth(lambda result: None if left.called else left.callback(result))
         return left
+
+    def abort(self) -> None:
+        """End the call that runs, and fail those that wait with :class:`PoolClosed`. Others may
+        follow."""
+        self._reject_queued(self._home_of_calls)
+        self._kill_all()
 
     async def __aenter__(self) -> PoolWorker:
         entered = self.open()

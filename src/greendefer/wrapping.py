@@ -20,12 +20,16 @@ returns one; or ``None`` for the default pool."""
 
 
 class Behaviour:
-    """What one decorated callable does when it is called. Its options are those of `__init__`."""
+    """What one decorated callable does when it is called."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options by name, so that ``type(self)(**options)`` does the same."""
+        """Its options by name, as :meth:`with_options` takes them."""
         raise NotImplementedError
+
+    def with_options(self, options: dict[str, Any]) -> Behaviour:
+        """The same with other options: all of them are given."""
+        return type(self)(**options)
 
     def wrapper(
         self,
