@@ -31,9 +31,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict on src/."""
-    install(session, "types")
+    """What type checkers see: mypy --strict on src/, and both on right and wrong uses."""
+    # Not editable: pyright looks for the types of an installed package.
+    session.install(".", *nox.project.dependency_groups(PROJECT, "types"))
     session.run("mypy", "--strict")
+    session.run("pyright")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "greendefer")
 
 
 @nox.session

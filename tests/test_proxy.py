@@ -634,7 +634,7 @@ class TestBlocks:
         async def main() -> None:
             call = client.session()
             async with call:
-                with pytest.raises(RuntimeError, match="Client.session was entered"):
+                with pytest.raises(RuntimeError, match=r"Client\.session was entered"):
                     await call
 
         in_reactor(main)

@@ -145,8 +145,8 @@ class Stream:
     ) -> None:
         self.name = name
         self.items: deque[Any] = deque()
-        self.asked = 0
-        self.refill_below = prefetch // 2 + 1 if prefetch else 0
+        self.asked: int = 0
+        self.refill_below: int = prefetch // 2 + 1 if prefetch else 0
         if transform is not None:
             self.transform = transform
         self._pool = pool

@@ -121,7 +121,8 @@ class PoolWorker(Pool):
         self._bind()
         if timeouts is not None:
             timeouts = Timeouts(queued=timeouts.queued, on_expiry=timeouts.on_expiry)
-        self.host = host = self._pool._call(self._serve, (), {}, timeouts, "kill")
+        host = self._pool._call(self._serve, (), {}, timeouts, "kill")
+        self.host: Call | None = host
         host.hosted = self
         entered: Deferred[None] = Deferred(lambda _: host.cancel())
         self._entered = entered
@@ -220,5 +221,5 @@ def _fire_unless_cancelled(d: Deferred[None]) -> None:
         d.callback(None)
 
 
-default_pool = GreenPool(name="default")
+default_pool: GreenPool = GreenPool(name="default")
 """The pool of every call that names none."""

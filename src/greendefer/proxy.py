@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import GeneratorType, ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 from twisted.internet.defer import Deferred
@@ -126,8 +126,8 @@ class Place:
     __slots__ = ("rules", "worker")
 
     def __init__(self, rules: Rules, worker: PoolWorker | None = None) -> None:
-        self.rules = rules
-        self.worker = worker
+        self.rules: Rules = rules
+        self.worker: PoolWorker | None = worker
 
     def here(self, owner: Any) -> Place:
         """Where calls on `owner` run that are made by the current code."""
@@ -195,7 +195,13 @@ class Method(Behaviour):
         return ProxyCall(place, self._options, pool, wrapped, args, kwargs)
 
 
-class Proxy(wrapt.ObjectProxy):  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    _ObjectProxy = wrapt.ObjectProxy[Any]
+else:
+    _ObjectProxy = wrapt.ObjectProxy
+
+
+class Proxy(_ObjectProxy):
     """A transparent proxy; see :func:`green_proxy`."""
 
     def __init__(self, obj: Any, rules: Rules, place: Place) -> None:

@@ -205,7 +205,7 @@ class Block:
     ) -> None:
         self._origin = origin
         self._owned = not isinstance(pool, PoolWorker)
-        self.worker = pool if isinstance(pool, PoolWorker) else take_worker(pool)
+        self.worker: PoolWorker = pool if isinstance(pool, PoolWorker) else take_worker(pool)
         self._open_manager = open_manager
         self._name = name
         self._timeouts = timeouts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 from twisted.internet.defer import Deferred
@@ -55,9 +55,10 @@ class OnAPool(Behaviour):
                 "pool=... must be a pool, a callable that returns one, or None for the default "
                 f"pool, not {pool!r}"
             )
-        self.timeouts = as_timeouts("timeout=...", timeout)
+        self.timeouts: Timeouts | None = as_timeouts("timeout=...", timeout)
         self.pool = pool
-        self.fixed_pool = default_pool if pool is None else pool if isinstance(pool, Pool) else None
+        fixed = default_pool if pool is None else pool if isinstance(pool, Pool) else None
+        self.fixed_pool: Pool | None = fixed
 
     @property
     def options(self) -> dict[str, Any]:
@@ -105,19 +106,25 @@ class ReturnsDeferred(OnAPool):
         return pool._call(wrapped, args, kwargs, self.timeouts, self.on_cancel)
 
 
-class Decorated(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    _FunctionWrapper = wrapt.FunctionWrapper[..., Any]
+else:
+    _FunctionWrapper = wrapt.FunctionWrapper
+
+
+class Decorated(_FunctionWrapper):
     """A decorated callable: wrapt keeps its signature, its name, and how it binds.
 
     Like a function, it is copied as itself, and pickled by its qualified name.
     """
 
-    def __copy__(self):  # type: ignore[no-untyped-def]
+    def __copy__(self) -> Any:
         return self
 
-    def __deepcopy__(self, memo):  # type: ignore[no-untyped-def]
+    def __deepcopy__(self, memo: Any) -> Any:
         return self
 
-    def __reduce_ex__(self, protocol):  # type: ignore[no-untyped-def]
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__qualname__
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from twisted.internet.main import installReactor
 
 from ._stock import stock_module
 from .green import GreenReactor
 
-EPollReactor = stock_module("twisted.internet.epollreactor", "epoll").EPollReactor
+if TYPE_CHECKING:
+    from twisted.internet.epollreactor import EPollReactor
+else:
+    EPollReactor = stock_module("twisted.internet.epollreactor", "epoll").EPollReactor
 
 
-class GreenEPollReactor(GreenReactor, EPollReactor):  # type: ignore[misc,valid-type]
+class GreenEPollReactor(GreenReactor, EPollReactor):
     """Linux: one descriptor stands for all, since an epoll can itself be polled."""
 
     def __init__(self) -> None:

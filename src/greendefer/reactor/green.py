@@ -40,8 +40,8 @@ class GreenReactor(_Base):
     """
 
     def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
-        self.cooperative_wait = cooperative_wait or CooperativeWait()
-        self.interrupt_main = InterruptMain(self)
+        self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
+        self.interrupt_main: InterruptMain = InterruptMain(self)
         make_greenlet_local()
         use_native_primitives()
         super().__init__(*args)
