@@ -22,6 +22,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def sdks(session: nox.Session) -> None:
+    """The examples with real SDKs on real servers, and the guide."""
+    install(session, "sdks")
+    tests = ("tests/test_examples.py", "tests/test_guide.py")
+    env = {"GREENDEFER_TEST_SDKS": "1"}
+    session.run("python", "-m", "pytest", *tests, *session.posargs, env=env)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: the rules, and the format."""
     install(session, "lint")

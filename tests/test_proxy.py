@@ -476,6 +476,87 @@ class TestIterating:
 
         in_reactor(main)
 
+    @pytest.mark.parametrize("prefetch", [0, 10])
+    def test_in_a_block(self, pool: GreenPool, prefetch: int, in_reactor: Any, stats: Any) -> None:
+        """A generator is no context manager, but its iteration is: it is closed at the end."""
+        obj = Client()
+        p = green_proxy(obj, pool=pool, methods={"pages": {"prefetch": prefetch}})
+
+        async def main() -> None:
+            async with p.pages(1000) as pages:
+                assert isinstance(pages, GreenIterator)
+                async for n in pages:
+                    if n == 3:
+                        break
+                assert obj.log == []
+            assert obj.log == ["closed"]
+            assert stats(pool).running == 0
+
+        in_reactor(main)
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_leaving_the_block_ends_a_step(
+        self, client: Any, nested: bool, in_reactor: Any
+    ) -> None:
+        blocked = Event()
+        log: list[str] = []
+
+        def listen() -> Iterator[int]:
+            try:
+                yield 1
+                blocked.set()
+                Event().wait()
+            finally:
+                log.append("closed")
+
+        async def stop_in(p: Any) -> None:
+            with contextlib.suppress(CancelledError):
+                async with p.listen() as messages:
+                    assert await messages.__anext__() == 1
+                    step = ensureDeferred(messages.__anext__())
+                    await defer_to_greenlet(blocked.wait)
+            with pytest.raises(CancelledError):
+                await step
+
+        async def main() -> None:
+            p = green_proxy(types.SimpleNamespace(listen=listen, session=lambda: Session(log)))
+            if nested:
+                live = types.SimpleNamespace(listen=listen)
+                manager = contextlib.nullcontext(live)
+                outer = green_proxy(types.SimpleNamespace(open=lambda: manager))
+                async with outer.open() as inner:
+                    await stop_in(inner)
+            else:
+                await stop_in(p)
+
+        in_reactor(main)
+        assert log == ["closed"]
+
+    def test_an_iterator_of_another_kind_in_a_block(self, in_reactor: Any) -> None:
+        class Tail:
+            closed = 0
+
+            def __iter__(self) -> Tail:
+                return self
+
+            def __next__(self) -> int:
+                return 5
+
+            def close(self) -> None:
+                self.closed += 1
+
+        made = Tail()
+        p = green_proxy(types.SimpleNamespace(tail=lambda: made))
+
+        async def main() -> None:
+            async with p.tail() as tail:
+                async for n in tail:
+                    assert n == 5
+                    break
+
+        in_reactor(main)
+        assert made.closed == 1
+
     def test_the_object_itself(self, in_reactor: Any) -> None:
         """It belongs to somebody else: it is not closed."""
 

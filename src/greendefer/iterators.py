@@ -464,13 +464,14 @@ class Stream:
 def _close_all(source: Any, iterator: Any, closes: bool) -> None:
     try:
         if closes or iterator is not source:
-            _close_one(iterator)
+            close_one(iterator)
     finally:
         if closes and iterator is not source:
-            _close_one(source)
+            close_one(source)
 
 
-def _close_one(closable: Any) -> None:
+def close_one(closable: Any, *exc_info: object) -> None:
+    """Close it, if it can be closed."""
     close = getattr(closable, "close", None)
     if close is not None:
         close()

@@ -140,8 +140,11 @@ class Place:
     def outgoing(self, value: Any) -> Any:
         return self.rules.outgoing(value, self)
 
-    def entered(self, value: Any, worker: PoolWorker) -> Any:
-        return self.rules.entered(value, Place(self.rules, worker))
+    def entered(self, value: Any, worker: PoolWorker, options: MethodOptions) -> Any:
+        place = Place(self.rules, worker)
+        if type(value) is GeneratorType:
+            return place.iterator(value, options, closes=False)
+        return self.rules.entered(value, place)
 
     def iterator(
         self, iterable: Any, options: MethodOptions | None = None, closes: bool = True
@@ -256,7 +259,7 @@ class Proxy(_ObjectProxy):
         obj, options = self.__wrapped__, self._self_rules.default
         place = self._self_place.here(obj)
         pool = place.worker or options.choose(obj, obj)
-        block = Block(place, pool, lambda: obj, type(obj).__qualname__, options.timeouts)
+        block = Block(place, pool, lambda: obj, type(obj).__qualname__, options)
         value = await block.enter()
         self._self_blocks.append(block)
         block_begins(obj, block)
@@ -357,6 +360,7 @@ def green_proxy(
       unless it is data (a number, a string, a list...).
     - ``async for item in proxy.method(...)``, or ``async for item in proxy``: as
       :func:`green_iterator`, which says what becomes of the source when the consumer stops.
+      ``async with proxy.method(...) as items`` over an iterator closes it when the block is left.
     - A **result** is as it is, unless it is live: an iterator, or a context manager. These are
       proxied in turn (a generator becomes a :class:`GreenIterator`). `results` adds others.
     - **Attributes** that are no methods are as they are. So are names with an underscore in

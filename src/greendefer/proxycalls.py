@@ -18,7 +18,7 @@ from .admission import Pool
 from .call import Call
 from .errors import GreendeferError, PoolClosed
 from .home import Home, home_here
-from .iterators import GreenIterator, take_worker
+from .iterators import GreenIterator, close_one, take_worker
 from .lending import lend_along
 from .policy import OnCancel, Timeouts, check_count
 from .pool import PoolWorker
@@ -52,7 +52,7 @@ class Origin(Protocol):
     def outgoing(self, value: Any) -> Any:
         """`value` as it leaves a method or an iterator."""
 
-    def entered(self, value: Any, worker: PoolWorker) -> Any:
+    def entered(self, value: Any, worker: PoolWorker, options: MethodOptions) -> Any:
         """`value` as ``__enter__`` returned it, on `worker`."""
 
     def stream(
@@ -147,7 +147,7 @@ class ProxyCall(Call):
         if f is None:
             self._value = await self
             return await type(self._value).__aenter__(self._value)
-        self._block = Block(self._origin, self.pool, f, self.name, self._options.timeouts)
+        self._block = Block(self._origin, self.pool, f, self.name, self._options)
         return await self._block.enter()
 
     async def __aexit__(
@@ -193,7 +193,10 @@ def begin_all() -> None:
 
 
 class Block:
-    """A context manager that was entered on a worker, and is left there."""
+    """A context manager that was entered on a worker, and is left there.
+
+    An iterator that is no context manager is entered as it is; to leave it is to close it.
+    """
 
     def __init__(
         self,
@@ -201,14 +204,16 @@ class Block:
         pool: Pool,
         open_manager: Callable[[], Any],
         name: str,
-        timeouts: Timeouts | None,
+        options: MethodOptions,
     ) -> None:
         self._origin = origin
         self._owned = not isinstance(pool, PoolWorker)
         self.worker: PoolWorker = pool if isinstance(pool, PoolWorker) else take_worker(pool)
         self._open_manager = open_manager
         self._name = name
-        self._timeouts = timeouts
+        self._options = options
+        self._timeouts = options.timeouts
+        self._value: Any = None
         self._context = copy_context()
         self._no_worker: Failure | None = None
         self._leave: Callable[..., Any] | None = None
@@ -232,7 +237,8 @@ class Block:
             raise
         finally:
             self._why = None if self._leave is not None else self._why
-        return self._origin.entered(value, self.worker)
+        self._value = self._origin.entered(value, self.worker, self._options)
+        return self._value
 
     def _got_no_worker(self, failure: Failure) -> None:
         self._no_worker = failure
@@ -248,6 +254,15 @@ class Block:
         worker = self.worker
         if exc is not None and self._owned:
             worker.abort()
+        try:
+            if isinstance(self._value, GreenIterator):
+                await self._value.aclose()  # which ends a step that runs
+        finally:
+            swallowed = await self._leave_worker(exc)
+        return swallowed
+
+    async def _leave_worker(self, exc: BaseException | None) -> bool:
+        worker = self.worker
         try:
             args = (
                 type(exc) if exc is not None else None,
@@ -266,13 +281,17 @@ class Block:
     def _enter(self) -> Any:
         manager = self._context.run(self._open_manager)
         kind = type(manager)
-        if not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
+        leave: Callable[..., Any]
+        if hasattr(kind, "__next__") and not hasattr(kind, "__enter__"):
+            leave, value = partial(close_one, manager), manager
+        elif not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
             raise TypeError(
                 f"{self._name} returned {manager!r}, which is no context manager: await it, "
                 "rather than async with"
             )
-        leave = partial(kind.__exit__, manager)
-        value = self._context.run(kind.__enter__, manager)
+        else:
+            leave = partial(kind.__exit__, manager)
+            value = self._context.run(kind.__enter__, manager)
         self._leave = leave
         self.worker.at_exit(self._exit_at_last)
         return value
