@@ -124,8 +124,6 @@ class ProxyCall(Call):
             begin_all()
         return super().__await__()
 
-    __iter__ = __await__  # as Deferred has it
-
     def _claim(self) -> Callable[[], Any] | None:
         """What to call in place of beginning; ``None`` if it has begun."""
         if not self._pending:
