@@ -22,6 +22,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def sdks(session: nox.Session) -> None:
+    """The examples with real SDKs on real servers, and the guide."""
+    install(session, "sdks")
+    tests = ("tests/test_examples.py", "tests/test_guide.py")
+    env = {"GREENDEFER_TEST_SDKS": "1"}
+    session.run("python", "-m", "pytest", *tests, *session.posargs, env=env)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: the rules, and the format."""
     install(session, "lint")
@@ -31,9 +40,12 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict on src/."""
-    install(session, "types")
+    """What type checkers see: mypy --strict on src/, and both on right and wrong uses."""
+    # Not editable: pyright looks for the types of an installed package.
+    session.install(".", *nox.project.dependency_groups(PROJECT, "types"))
     session.run("mypy", "--strict")
+    session.run("pyright")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "greendefer")
 
 
 @nox.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -1072,6 +1073,83 @@ class TestWorker:
                 return await greendefer.green_deferred(pool=w)(len)("four")
 
         assert in_reactor(main) == 4
+
+    def test_in_its_parts(self, in_reactor: Any, stats: Any) -> None:
+        """open() and leave(), for those who are not coroutines; at_exit() runs on the worker."""
+        pool = GreenPool(1)
+        where: list[Any] = []
+
+        async def main() -> None:
+            w = pool.worker()
+            entered = w.open()
+            early = w.submit(gevent.getcurrent)  # before the worker is there
+            await entered
+            for n in range(3):
+                w.at_exit(lambda n=n: where.append((n, gevent.getcurrent())))
+            called = partial(where.append, "called already")
+            w.at_exit(called)
+            w.not_at_exit(called)
+            greenlet = await early
+            assert where == []
+            await w.leave()
+            assert where == [(2, greenlet), (1, greenlet), (0, greenlet)]
+            assert stats(pool).running == 0
+
+        in_reactor(main)
+
+    def test_at_exit_when_the_pool_is_closed(self, in_reactor: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        ran = Event()
+
+        async def main() -> Any:
+            w = pool.worker()
+            await w.open()
+            w.at_exit(ran.set)
+            w.at_exit(lambda: 1 / 0)  # keeps nobody from running
+            await pool.close(grace=0)
+            return result(w.leave())
+
+        assert in_reactor(main).error() is PoolClosed
+        assert ran.wait(10)
+
+    def test_leave_raises_what_at_exit_raised(self, in_reactor: Any) -> None:
+        pool = GreenPool(1)
+
+        async def main() -> None:
+            async with pool.worker() as w:
+                w.at_exit(lambda: 1 / 0)
+
+        with pytest.raises(ZeroDivisionError):
+            in_reactor(main)
+
+    def test_leave_before_it_is_there(self, in_reactor: Any, gate: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        blocker = pool.submit(gate)
+
+        async def main() -> Any:
+            w = pool.worker()
+            heard = [result(w.open()), result(w.submit(len, ""))]
+            left = result(w.leave())
+            return [*heard, left]
+
+        opened, call, left = in_reactor(main)
+        assert opened.error() is CancelledError
+        assert call.error() is PoolClosed
+        assert left.get() is None
+        assert pool.stats().queued == 0
+        gate.opened.set()
+        greendefer.wait_for_deferred(blocker)
+
+    def test_its_time_in_the_queue(self, in_reactor: Any, gate: Any, result: Any) -> None:
+        pool = GreenPool(1)
+        blocker = pool.submit(gate)
+
+        async def main() -> Any:
+            return result(pool.worker().open(Timeouts(queued=0.01)))
+
+        assert in_reactor(main).error() is CallTimeout
+        gate.opened.set()
+        greendefer.wait_for_deferred(blocker)
 
     def test_outside_of_its_block(self, in_reactor: Any) -> None:
         pool = GreenPool(1)

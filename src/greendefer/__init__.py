@@ -6,18 +6,29 @@
     greendefer.install()
 """
 
+from .blocking import BlockingIterator
 from .bridge import wait_for_deferred, wait_for_greenlet
-from .decorators import blocking_from_greenlet, defer_to_greenlet, green_deferred, with_options
+from .decorators import (
+    blocking_from_greenlet,
+    defer_to_greenlet,
+    green_deferred,
+    green_iterator,
+    with_options,
+)
 from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDeadlock
+from .iterators import GreenIterator
 from .policy import PoolStats, Timeouts
 from .pool import GreenPool
 from .protocols import in_order
+from .proxy import green_proxy
 from .reactor import install
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BlockingIterator",
     "CallTimeout",
+    "GreenIterator",
     "GreenPool",
     "GreendeferError",
     "PoolClosed",
@@ -28,6 +39,8 @@ __all__ = [
     "blocking_from_greenlet",
     "defer_to_greenlet",
     "green_deferred",
+    "green_iterator",
+    "green_proxy",
     "in_order",
     "install",
     "wait_for_deferred",

@@ -197,10 +197,14 @@ class Pool:
         timeouts: Timeouts | None,
         on_cancel: OnCancel,
     ) -> Call:
+        return self._admit(Call(self, f, args, kwargs, timeouts, on_cancel))
+
+    def _admit(self, call: Call) -> Call:
+        """Start `call`, queue it, or refuse it."""
         home = self._home
         if home is None or not home.is_here():
             home = self._bind()
-        call = Call(self, f, args, kwargs, timeouts, on_cancel)
+        timeouts = call._timeouts
         self._submitted += 1
         if self._closed:
             self._reject(call, self.closed_error(call))

@@ -73,7 +73,7 @@ class Call(Deferred[Any]):
     ) -> None:
         Deferred.__init__(self, _cancel)
         self.pool = pool
-        self.state = QUEUED
+        self.state: int = QUEUED
         self.f = f
         self._args = args
         self._kwargs = kwargs

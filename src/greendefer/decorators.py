@@ -2,72 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from types import MethodType
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
-import wrapt
 from twisted.internet.defer import Deferred
 
-from .admission import Pool
+from .blocking import BlockingIterator, as_blocking
 from .bridge import call_and_wait
-from .policy import OnCancel, Timeouts, as_timeouts, check_on_cancel, check_seconds
+from .iterators import GreenIterator, Stream
+from .policy import OnCancel, Timeouts, check_count, check_seconds
 from .pool import default_pool
+from .wrapping import (
+    Behaviour,
+    OnAPool,
+    PoolChoice,
+    ReturnsDeferred,
+    apply,
+    behaviour_of,
+    check_callable,
+    is_async,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-PoolChoice = Pool | Callable[[Any], Pool] | None
-"""A pool; or what gets the instance that a method is called on (``None`` for a function) and
-returns one; or ``None`` for the default pool."""
+C = TypeVar("C")
 
 
-class _GreenDeferred:
-    """What one decorated callable does when it is called, and with which options."""
-
-    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, on_cancel: OnCancel):
-        if pool is not None and not isinstance(pool, Pool) and not callable(pool):
-            raise TypeError(
-                "pool=... must be a pool, a callable that returns one, or None for the default "
-                f"pool, not {pool!r}"
-            )
-        check_on_cancel("on_cancel=...", on_cancel)
-        self.timeouts = as_timeouts("timeout=...", timeout)
-        self.pool = pool
-        self.on_cancel: OnCancel = on_cancel
-        self._fixed = default_pool if pool is None else pool if isinstance(pool, Pool) else None
-
-    def wrapper(
-        self,
-        wrapped: Callable[..., Any],
-        instance: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Deferred[Any]:
-        pool = self._fixed
-        if pool is None:
-            pool = self._choose(wrapped, instance)
-        return pool._call(wrapped, args, kwargs, self.timeouts, self.on_cancel)
-
-    def _choose(self, wrapped: Callable[..., Any], instance: Any) -> Pool:
-        assert callable(self.pool)
-        pool = self.pool(instance)
-        if not isinstance(pool, Pool):
-            raise TypeError(
-                f"The pool= of {wrapped!r} was called with {instance!r} and must return a pool, "
-                f"not {pool!r}"
-            )
-        return pool
-
-
-class _Blocking:
-    """The same for the other direction."""
+class Blocking(Behaviour):
+    """:func:`blocking_from_greenlet`."""
 
     def __init__(self, timeout: float | None) -> None:
         check_seconds("timeout=...", timeout)
         self.timeout = timeout
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"timeout": self.timeout}
 
     def wrapper(
         self,
@@ -76,72 +49,69 @@ class _Blocking:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        return call_and_wait(partial(wrapped, *args, **kwargs), self.timeout)
+        def call() -> Any:
+            return as_blocking(wrapped(*args, **kwargs), self.timeout)
+
+        return call_and_wait(call, self.timeout)
 
 
-class _Decorated(wrapt.FunctionWrapper):  # type: ignore[type-arg]
-    """A decorated callable: wrapt keeps its signature, its name, and how it binds.
+class Iterates(OnAPool):
+    """:func:`green_iterator`."""
 
-    Like a function, it is copied as itself, and pickled by its qualified name.
-    """
-
-    def __copy__(self):  # type: ignore[no-untyped-def]
-        return self
-
-    def __deepcopy__(self, memo):  # type: ignore[no-untyped-def]
-        return self
-
-    def __reduce_ex__(self, protocol):  # type: ignore[no-untyped-def]
-        return self.__qualname__
-
-
-class _SaysItIsSync:
-    """An ``async def`` that was made blocking: ``inspect`` must not take it for one still.
-
-    That looks at the flags of ``__code__``, of a method's ``__func__`` too. Without annotations
-    here: those of the decorated function would be hidden by them.
-    """
+    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, prefetch: int) -> None:
+        super().__init__(pool, timeout)
+        check_count("prefetch=...", prefetch, 0)
+        self.prefetch = prefetch
 
     @property
-    def __code__(self):  # type: ignore[no-untyped-def]
-        wrapped: Any = self.__wrapped__  # type: ignore[attr-defined]
-        code = wrapped.__code__
-        return code.replace(co_flags=code.co_flags & ~inspect.CO_COROUTINE)
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "prefetch": self.prefetch}
 
-    @property
-    def __func__(self):  # type: ignore[no-untyped-def]
-        wrapped: Any = self.__wrapped__  # type: ignore[attr-defined]
-        return _MadeSync(wrapped.__func__, self._self_wrapper)  # type: ignore[attr-defined]
-
-
-class _BoundMadeSync(_SaysItIsSync, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
-    pass
-
-
-class _MadeSync(_SaysItIsSync, _Decorated):
-    __bound_function_wrapper__ = _BoundMadeSync
-
-
-def _check_callable(what: str, func: Any) -> None:
-    if not callable(func) and not isinstance(func, classmethod):
-        raise TypeError(f"{what} decorates something to call, not {func!r}")
+    def wrapper(
+        self,
+        wrapped: Callable[..., Any],
+        instance: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> GreenIterator[Any]:
+        return GreenIterator(
+            Stream(
+                self.choose(wrapped, instance),
+                partial(wrapped, *args, **kwargs),
+                getattr(wrapped, "__qualname__", repr(wrapped)),
+                self.timeouts,
+                self.prefetch,
+            )
+        )
 
 
-def _is_async(func: Any) -> bool:
-    while isinstance(func, partial):
-        func = func.func
-    if isinstance(func, (classmethod, staticmethod)):
-        func = func.__func__
-    return any(
-        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f)
-        for f in (func, type(func).__call__)
-    )
+class _GreenDecorator(Protocol):
+    """What ``green_deferred(...)`` with options returns."""
+
+    @overload
+    def __call__(
+        self, func: classmethod[C, P, Deferred[T]], /
+    ) -> classmethod[C, P, Deferred[T]]: ...
+    @overload
+    def __call__(self, func: classmethod[C, P, T], /) -> classmethod[C, P, Deferred[T]]: ...
+    @overload
+    def __call__(self, func: staticmethod[P, Deferred[T]], /) -> staticmethod[P, Deferred[T]]: ...
+    @overload
+    def __call__(self, func: staticmethod[P, T], /) -> staticmethod[P, Deferred[T]]: ...
+    @overload
+    def __call__(self, func: Callable[P, Deferred[T]], /) -> Callable[P, Deferred[T]]: ...
+    @overload
+    def __call__(self, func: Callable[P, T], /) -> Callable[P, Deferred[T]]: ...
 
 
-def _apply(behaviour: _GreenDeferred | _Blocking, func: Any) -> Any:
-    return (_MadeSync if _is_async(func) else _Decorated)(func, behaviour.wrapper)
-
-
+@overload
+def green_deferred(func: classmethod[C, P, Deferred[T]], /) -> classmethod[C, P, Deferred[T]]: ...
+@overload
+def green_deferred(func: classmethod[C, P, T], /) -> classmethod[C, P, Deferred[T]]: ...
+@overload
+def green_deferred(func: staticmethod[P, Deferred[T]], /) -> staticmethod[P, Deferred[T]]: ...
+@overload
+def green_deferred(func: staticmethod[P, T], /) -> staticmethod[P, Deferred[T]]: ...
 @overload
 def green_deferred(func: Callable[P, Deferred[T]], /) -> Callable[P, Deferred[T]]: ...
 @overload
@@ -152,7 +122,7 @@ def green_deferred(
     pool: PoolChoice = None,
     timeout: float | Timeouts | None = None,
     on_cancel: OnCancel = "kill",
-) -> Callable[[Callable[P, T]], Callable[P, Deferred[T]]]: ...
+) -> _GreenDecorator: ...
 def green_deferred(
     func: Any = None,
     /,
@@ -192,17 +162,104 @@ def green_deferred(
     Calling the result raises :class:`GreendeferError` where no green reactor is installed, or in
     another thread than the reactor's.
     """
-    green = _GreenDeferred(pool, timeout, on_cancel)
+    green = ReturnsDeferred(pool, timeout, on_cancel)
 
     def decorate(func: Any) -> Any:
-        _check_callable("green_deferred", func)
-        if _is_async(func):
+        check_callable("green_deferred", func)
+        if is_async(func):
             raise TypeError(
                 f"{func!r} is async already: it would return a coroutine that nobody awaits. Use "
                 "Deferred.fromCoroutine(f()) to get a Deferred, or @blocking_from_greenlet to "
                 "call it from blocking code."
             )
-        return _apply(green, func)
+        return apply(green, func)
+
+    return decorate if func is None else decorate(func)
+
+
+class _IteratorDecorator(Protocol):
+    """What ``green_iterator(...)`` with options returns."""
+
+    @overload
+    def __call__(
+        self, func: classmethod[C, P, Iterable[T]], /
+    ) -> classmethod[C, P, GreenIterator[T]]: ...
+    @overload
+    def __call__(
+        self, func: staticmethod[P, Iterable[T]], /
+    ) -> staticmethod[P, GreenIterator[T]]: ...
+    @overload
+    def __call__(self, func: Callable[P, Iterable[T]], /) -> Callable[P, GreenIterator[T]]: ...
+
+
+@overload
+def green_iterator(
+    func: classmethod[C, P, Iterable[T]], /
+) -> classmethod[C, P, GreenIterator[T]]: ...
+@overload
+def green_iterator(func: staticmethod[P, Iterable[T]], /) -> staticmethod[P, GreenIterator[T]]: ...
+@overload
+def green_iterator(func: Callable[P, Iterable[T]], /) -> Callable[P, GreenIterator[T]]: ...
+@overload
+def green_iterator(
+    *,
+    pool: PoolChoice = None,
+    timeout: float | Timeouts | None = None,
+    prefetch: int = 0,
+) -> _IteratorDecorator: ...
+def green_iterator(
+    func: Any = None,
+    /,
+    *,
+    pool: PoolChoice = None,
+    timeout: float | Timeouts | None = None,
+    prefetch: int = 0,
+) -> Any:
+    """Decorator: the generator function, or what returns an iterable, becomes one that returns an
+    async iterator that is also an async context manager.
+
+    ::
+
+        @green_iterator(pool=files, prefetch=100)
+        def lines(path):
+            with open(path) as f:
+                yield from f
+
+        async with lines("/var/log/syslog") as log:
+            async for line in log:
+                print(line)
+
+    One iteration has one worker and one slot of its pool, from its first step to its close:
+    calling `func`, ``iter()``, each ``next()`` and ``close()`` run there, in one copy of the
+    caller's ``contextvars``. In the pool's statistics it is one call.
+
+    Whatever ends it (the last item, an error, ``aclose()``, leaving ``async with``, cancelling the
+    wait for an item, a timeout, closing the pool), the source is closed once: ``close()`` is called
+    on the iterator, and on what `func` returned if that is something else, where they have one.
+    A step that runs is ended first, as a cancelled call is. After a bare ``break`` that happens
+    when Python finds the iterator to be garbage: at once in CPython, unless a traceback or a
+    cycle keeps it, but nobody can wait for it. Use ``async with`` where that matters.
+
+    :param pool: where it runs: a pool with workers, or a callable that gets the instance
+        (``None`` where there is none) and returns one. ``None`` is the default pool of 100.
+    :param timeout: seconds from asking for an item to having it, or a :class:`Timeouts`:
+        `queued` is the wait for a slot, before the first item; `running` one step of the source,
+        while the consumer waits. The time that the consumer takes is not counted. It fails with
+        :class:`CallTimeout`, and the iteration is over.
+    :param prefetch: how many items the source may be ahead of the consumer. With ``0`` it is
+        stepped only when the consumer asks; it is never further ahead than this.
+    :returns: the decorated callable. It returns a :class:`GreenIterator`, at once: nothing runs
+        before the first item is asked for. What the source raises comes out where that is awaited.
+    :raises TypeError: `func` is not callable, or is async already; an option has a wrong type.
+    :raises ValueError: an option has a value that is not allowed.
+    """
+    iterates = Iterates(pool, timeout, prefetch)
+
+    def decorate(func: Any) -> Any:
+        check_callable("green_iterator", func)
+        if is_async(func):
+            raise TypeError(f"{func!r} is async already: iterate over what it returns")
+        return apply(iterates, func)
 
     return decorate if func is None else decorate(func)
 
@@ -210,15 +267,33 @@ def green_deferred(
 _UNCHANGED: Any = object()
 
 
+@overload
+def with_options(
+    decorated: Callable[P, GreenIterator[T]],
+    /,
+    *,
+    pool: PoolChoice = ...,
+    timeout: float | Timeouts | None = ...,
+    prefetch: int = ...,
+) -> Callable[P, GreenIterator[T]]: ...
+@overload
 def with_options(
     decorated: Callable[P, T],
+    /,
+    *,
+    pool: PoolChoice = ...,
+    timeout: float | Timeouts | None = ...,
+    on_cancel: OnCancel = ...,
+) -> Callable[P, T]: ...
+def with_options(
+    decorated: Any,
     /,
     *,
     pool: PoolChoice = _UNCHANGED,
     timeout: float | Timeouts | None = _UNCHANGED,
     on_cancel: OnCancel = _UNCHANGED,
-    **unknown: Any,
-) -> Callable[P, T]:
+    **others: Any,
+) -> Any:
     """The same decorated callable with other options; those not named stay as they are.
 
     ::
@@ -226,44 +301,32 @@ def with_options(
         with_options(fetch, timeout=1)(url)
         with_options(client.get, timeout=1)("k")
 
-    :param decorated: what :func:`green_deferred` returned, also as a bound method; or what
-        :func:`blocking_from_greenlet` returned, which has the option `timeout` alone.
+    :param decorated: what :func:`green_deferred` returned, also as a bound method, or a method of
+        a :func:`green_proxy`; what :func:`green_iterator` returned, which has `prefetch` and no
+        `on_cancel`; or what :func:`blocking_from_greenlet` returned, which has `timeout` alone.
     :returns: another callable; `decorated` itself is not changed.
     :raises TypeError: `decorated` is not decorated, there is no such option, or an option has a
         wrong type.
     :raises ValueError: an option has a value that is not allowed.
     """
+    given = {"pool": pool, "timeout": timeout, "on_cancel": on_cancel, **others}
+    given = {name: value for name, value in given.items() if value is not _UNCHANGED}
     if type(decorated) is MethodType:
         # A classmethod around a decorated function, since Python 3.13: a plain bound method.
-        given = {"pool": pool, "timeout": timeout, "on_cancel": on_cancel, **unknown}
-        changed = with_options(decorated.__func__, **given)
-        return MethodType(changed, decorated.__self__)
-    behaviour = getattr(getattr(decorated, "_self_wrapper", None), "__self__", None)
-    if isinstance(behaviour, _GreenDeferred):
-        new: Any = _GreenDeferred
-        allowed: dict[str, Any] = {
-            "pool": behaviour.pool,
-            "timeout": behaviour.timeouts,
-            "on_cancel": behaviour.on_cancel,
-        }
-    elif isinstance(behaviour, _Blocking):
-        allowed = {"timeout": behaviour.timeout}
-        new = _Blocking
-    else:
+        return MethodType(with_options(decorated.__func__, **given), decorated.__self__)
+    behaviour = behaviour_of(decorated)
+    if behaviour is None:
         raise TypeError(
             "with_options(decorated, ...) needs a callable that was decorated with "
             f"@green_deferred, not {decorated!r}"
         )
-    given = {"pool": pool, "timeout": timeout, "on_cancel": on_cancel, **unknown}
-    given = {name: value for name, value in given.items() if value is not _UNCHANGED}
+    options = behaviour.options
     for name in given:
-        if name not in allowed:
+        if name not in options:
             raise TypeError(
-                f"{decorated!r} has no option {name!r}; its options are {', '.join(allowed)}"
+                f"{decorated!r} has no option {name!r}; its options are {', '.join(options)}"
             )
-    wrapped: Any = decorated.__wrapped__  # type: ignore[attr-defined]
-    result: Callable[P, T] = _apply(new(**{**allowed, **given}), wrapped)
-    return result
+    return apply(behaviour.with_options({**options, **given}), decorated.__wrapped__)
 
 
 def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
@@ -276,10 +339,59 @@ def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
     return default_pool.submit(f, *args, **kwargs)
 
 
+class _BlockingDecorator(Protocol):
+    """What ``blocking_from_greenlet(timeout=...)`` returns."""
+
+    @overload
+    def __call__(
+        self, func: classmethod[C, P, Coroutine[Any, Any, T]], /
+    ) -> classmethod[C, P, T]: ...
+    @overload
+    def __call__(self, func: classmethod[C, P, Deferred[T]], /) -> classmethod[C, P, T]: ...
+    @overload
+    def __call__(self, func: staticmethod[P, Coroutine[Any, Any, T]], /) -> staticmethod[P, T]: ...
+    @overload
+    def __call__(self, func: staticmethod[P, Deferred[T]], /) -> staticmethod[P, T]: ...
+    @overload
+    def __call__(self, func: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, T]: ...
+    @overload
+    def __call__(self, func: Callable[P, Deferred[T]], /) -> Callable[P, T]: ...
+    @overload
+    def __call__(
+        self, func: Callable[P, AsyncIterator[T]], /
+    ) -> Callable[P, BlockingIterator[T]]: ...
+    @overload
+    def __call__(
+        self, func: Callable[P, AbstractAsyncContextManager[T, Any]], /
+    ) -> Callable[P, AbstractContextManager[T, bool | None]]: ...
+    @overload
+    def __call__(self, func: Callable[P, T], /) -> Callable[P, T]: ...
+
+
+@overload
+def blocking_from_greenlet(
+    func: classmethod[C, P, Coroutine[Any, Any, T]], /
+) -> classmethod[C, P, T]: ...
+@overload
+def blocking_from_greenlet(func: classmethod[C, P, Deferred[T]], /) -> classmethod[C, P, T]: ...
+@overload
+def blocking_from_greenlet(
+    func: staticmethod[P, Coroutine[Any, Any, T]], /
+) -> staticmethod[P, T]: ...
+@overload
+def blocking_from_greenlet(func: staticmethod[P, Deferred[T]], /) -> staticmethod[P, T]: ...
 @overload
 def blocking_from_greenlet(func: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, T]: ...
 @overload
 def blocking_from_greenlet(func: Callable[P, Deferred[T]], /) -> Callable[P, T]: ...
+@overload
+def blocking_from_greenlet(
+    func: Callable[P, AsyncIterator[T]], /
+) -> Callable[P, BlockingIterator[T]]: ...
+@overload
+def blocking_from_greenlet(
+    func: Callable[P, AbstractAsyncContextManager[T, Any]], /
+) -> Callable[P, AbstractContextManager[T, bool | None]]: ...
 @overload
 def blocking_from_greenlet(func: Callable[P, T], /) -> Callable[P, T]: ...
 @overload
@@ -298,11 +410,24 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
     in the reactor's greenlet, while the calling thread waits (if that has a hub of its own, its
     other greenlets go on).
 
-    :param func: returns a Deferred, a coroutine (an ``async def`` may be decorated) or a plain
-        value.
-    :param timeout: seconds after which what is waited for is cancelled; ``None`` is no limit.
+    An async generator function becomes one that returns a plain iterator, each step of which
+    waits; what returns an async context manager, one that returns a plain one::
+
+        @blocking_from_greenlet
+        async def events(url):
+            async with connect(url) as connection:
+                async for event in connection:
+                    yield event
+
+        for event in events(url): ...
+
+    :param func: returns a Deferred, a coroutine (an ``async def`` may be decorated), an async
+        iterator, an async context manager or a plain value.
+    :param timeout: seconds after which what is waited for is cancelled; ``None`` is no limit. It
+        counts for each step of an iterator, and for each end of a ``with`` block.
     :returns: the decorated callable. It returns the value, or raises the original exception, with
-        the traceback from where it was raised to where it was waited for.
+        the traceback from where it was raised to where it was waited for. In place of an async
+        iterator it returns a :class:`BlockingIterator`, which can be closed.
     :raises TypeError: `func` is not callable, or `timeout` not a number.
     :raises ValueError: `timeout` is negative or NaN.
 
@@ -310,23 +435,10 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
     greenlet; and :class:`GreendeferError` where no reactor is installed, or the caller's thread
     runs one that is not green.
     """
-    blocking = _Blocking(timeout)
+    blocking = Blocking(timeout)
 
     def decorate(func: Any) -> Any:
-        _check_callable("blocking_from_greenlet", func)
-        return _apply(blocking, func)
+        check_callable("blocking_from_greenlet", func)
+        return apply(blocking, func)
 
     return decorate if func is None else decorate(func)
-
-
-class _BlockingDecorator:
-    """The type of ``blocking_from_greenlet(timeout=...)``; nothing is ever an instance of it."""
-
-    @overload
-    def __call__(self, func: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, T]: ...
-    @overload
-    def __call__(self, func: Callable[P, Deferred[T]], /) -> Callable[P, T]: ...
-    @overload
-    def __call__(self, func: Callable[P, T], /) -> Callable[P, T]: ...
-    def __call__(self, func: Any, /) -> Any:
-        raise NotImplementedError

@@ -17,7 +17,7 @@ import asyncio
 import selectors
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
@@ -35,7 +35,13 @@ def _stock_selector() -> Any:
     return monkey.get_original("selectors", name or "SelectSelector")
 
 
-class GreenSelector(_stock_selector()):  # type: ignore[misc]
+if TYPE_CHECKING:
+    from selectors import DefaultSelector as _StockSelector
+else:
+    _StockSelector = _stock_selector()
+
+
+class GreenSelector(_StockSelector):
     """A selector that waits in the hub, and then asks the stock one."""
 
     def __init__(self, wait: CooperativeWait) -> None:
@@ -91,7 +97,7 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        self.cooperative_wait = CooperativeWait()
+        self.cooperative_wait: CooperativeWait = CooperativeWait()
         super().__init__(GreenSelector(self.cooperative_wait))
 
     def forked(self) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import gevent
 from twisted.internet.defer import Deferred
@@ -51,10 +51,13 @@ __all__ = [
     "waitForGreenlet",
 ]
 
-_native: Any = importlib.import_module(f"greendefer.reactor.{native_kind()}")
+if TYPE_CHECKING:
+    from .reactor.select import GreenSelectReactor as _NativeReactor
+else:
+    _NativeReactor = importlib.import_module(f"greendefer.reactor.{native_kind()}").Reactor
 
 
-class GeventReactor(_native.Reactor):  # type: ignore[misc]
+class GeventReactor(_NativeReactor):
     """The native green reactor, under its historical name."""
 
 

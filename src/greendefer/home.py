@@ -9,7 +9,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from gevent.hub import MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
+from gevent import hub as gevent_hub
+from gevent.hub import Hub
 from greenlet import greenlet
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python import threadable
@@ -26,6 +27,7 @@ SHUTDOWN_GRACE = 1.0
 """Seconds that running calls are given when the reactor stops, before they are killed."""
 
 _modules = sys.modules
+_MAIN_THREAD: int = gevent_hub.MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
 _home: Home | None = None
 
 
@@ -41,17 +43,17 @@ class Home:
     def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
         self.reactor = reactor
         self.wait = wait
-        self.hub = wait.hub
+        self.hub: Hub = wait.hub
         self.loop: Any = wait.hub.loop
         self.call_soon: Callable[..., object] = reactor.callFromThread
-        self.deadlines = Deadlines(self.loop, self.call_soon)
+        self.deadlines: Deadlines = Deadlines(self.loop, self.call_soon)
         self.pools: WeakSet[Pool] = WeakSet()
         self._thread = wait.hub.thread_ident
         self._outbox: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._posted = False
         if not reactor.running:
             reactor.interrupt_main.install()
-        self.stopped = has_stopped(reactor)
+        self.stopped: bool = has_stopped(reactor)
         self.waits: set[Any] = set()
         reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
         reactor.addSystemEventTrigger("during", "shutdown", self._close)
@@ -141,7 +143,7 @@ def is_reactor_thread(reactor: Any) -> bool:
     if wait is not None:
         return wait.is_this_thread()
     if threadable.ioThread is None:  # it does not run yet
-        return bool(get_thread_ident() == MAIN_THREAD_IDENT)
+        return bool(get_thread_ident() == _MAIN_THREAD)
     return bool(threadable.isInIOThread())
 
 

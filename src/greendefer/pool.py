@@ -14,6 +14,7 @@ from .call import Call
 from .carriers import Carrier
 from .carriers.greenlets import GreenletCarrier, PinnedCarrier
 from .home import Home
+from .policy import Timeouts
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class PoolWorker(Pool):
         super().__init__(1, name=f"worker of {pool.name or 'a pool'}")
         self._pool = pool
         self._entered: Deferred[None] | None = None
+        self._exits: dict[Callable[[], object], None] = {}
 
     def _make_carrier(self, home: Home) -> Carrier:
         return PinnedCarrier(home)
@@ -95,19 +97,32 @@ class PoolWorker(Pool):
         """
         raise RuntimeError("A worker runs one call at a time: resize its pool instead")
 
-    def _call(self, *args: Any) -> Call:
+    def _admit(self, call: Call) -> Call:
         if self._entered is None:
             raise RuntimeError(
                 "A worker is there inside of its block only: async with pool.worker() as w: "
                 "await w.submit(f)"
             )
-        return super()._call(*args)
+        return super()._admit(call)
 
-    async def __aenter__(self) -> PoolWorker:
+    # An `async with` in its parts, for those who are not coroutines.
+
+    def open(self, timeouts: Timeouts | None = None) -> Deferred[None]:
+        """Ask the pool for a worker, in its turn. What is submitted from now on runs on it.
+
+        :param timeouts: of these, how long to wait for a free slot.
+        :returns: a Deferred that fires in the reactor's greenlet when the worker is there, or
+            fails with what came in between. Cancelling it gives the worker up.
+        :raises RuntimeError: it was entered before.
+        :raises GreendeferError: no green reactor is installed, or this is not its thread.
+        """
         if self._entered is not None:
             raise RuntimeError("This worker was entered before: ask for another, pool.worker()")
         self._bind()
-        self.host = host = self._pool._call(self._serve, (), {}, None, "kill")
+        if timeouts is not None:
+            timeouts = Timeouts(queued=timeouts.queued, on_expiry=timeouts.on_expiry)
+        host = self._pool._call(self._serve, (), {}, timeouts, "kill")
+        self.host: Call | None = host
         host.hosted = self
         entered: Deferred[None] = Deferred(lambda _: host.cancel())
         self._entered = entered
@@ -119,23 +134,74 @@ class PoolWorker(Pool):
             if isinstance(result, Failure) and not entered.called and self._entered is entered:
                 entered.errback(result)
                 return None
-            return result  # for __aexit__
+            return result  # for leave()
 
         host.addBoth(ended)
-        try:
-            await entered
-        except BaseException:  # GeneratorExit too: nobody will leave the block
-            self._entered = Deferred()
-            host.addErrback(lambda _: None)
-            host.cancel()
-            raise
-        return self
+        return entered
+
+    def at_exit(self, f: Callable[[], object]) -> None:
+        """Have the worker call `f` as one of the last things it does, whatever ends it: the last
+        one first. What `f` raises is raised by :meth:`leave`."""
+        self._exits[f] = None
+
+    def not_at_exit(self, f: Callable[[], object]) -> None:
+        """Forget `f`: it was called already."""
+        self._exits.pop(f, None)
 
     def _serve(self) -> None:
         assert self._home is not None
         assert self._entered is not None
         self._home.call_soon(_fire_unless_cancelled, self._entered)
-        self._carrier.serve()
+        try:
+            self._carrier.serve()
+        finally:
+            self._run_exits()
+
+    def _run_exits(self) -> None:
+        try:
+            while self._exits:
+                self._exits.popitem()[0]()
+        finally:
+            if self._exits:
+                self._run_exits()
+
+    def leave(self, *, kill: bool = False) -> Deferred[None]:
+        """Give the worker back, when it has run what was submitted.
+
+        :param kill: end the call that runs; those that wait fail with :class:`PoolClosed`.
+        :returns: a Deferred that fires in the reactor's greenlet when the pool has its slot back,
+            or fails with what ended the worker otherwise.
+        """
+        host = self.host
+        assert host is not None
+        self._closed = True
+        self._carrier.stop()
+        if not host.is_running and not host.called:
+            host.cancel()
+        if kill:
+            self.close(grace=0)
+        left: Deferred[None] = Deferred(lambda _: host.cancel())
+        host.addBoth(lambda result: None if left.called else left.callback(result))
+        return left
+
+    def abort(self) -> None:
+        """End the call that runs, and fail those that wait with :class:`PoolClosed`. Others may
+        follow."""
+        self._reject_queued(self._home_of_calls)
+        self._kill_all()
+
+    async def __aenter__(self) -> PoolWorker:
+        entered = self.open()
+        try:
+            await entered
+        except BaseException:  # GeneratorExit too: nobody will leave the block
+            self._entered = Deferred()
+            host = self.host
+            assert host is not None
+            host.addErrback(lambda _: None)
+            host.cancel()
+            raise
+        return self
 
     async def __aexit__(
         self,
@@ -143,15 +209,11 @@ class PoolWorker(Pool):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        host = self.host
-        assert host is not None
-        self._closed = True
-        self._carrier.stop()  # when it has run what was submitted
+        left = self.leave(kill=exc_type is not None)
         if exc_type is None:
-            await host
+            await left
         else:
-            host.addErrback(lambda _: None)
-            self.close(grace=0)
+            left.addErrback(lambda _: None)
 
 
 def _fire_unless_cancelled(d: Deferred[None]) -> None:
@@ -159,5 +221,5 @@ def _fire_unless_cancelled(d: Deferred[None]) -> None:
         d.callback(None)
 
 
-default_pool = GreenPool(name="default")
+default_pool: GreenPool = GreenPool(name="default")
 """The pool of every call that names none."""

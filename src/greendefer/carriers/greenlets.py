@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ class GreenletCarrier:
 
     def __init__(self, home: Home) -> None:
         self.hub: Any = home.hub
-        self.make_way = home.wait.make_way
+        self.make_way: Callable[[], None] = home.wait.make_way
         self.idle: list[Worker] = []
         self.workers = 0
         self._home = home

@@ -30,7 +30,7 @@ class InterruptMain:
     def __init__(self, reactor: GreenReactor) -> None:
         self._reactor = reactor
         self._installed: Any = None
-        self.interrupted = False
+        self.interrupted: bool = False
 
     def install(self) -> None:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

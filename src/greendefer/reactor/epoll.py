@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from select import EPOLLIN, EPOLLOUT
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from twisted.internet.main import installReactor
@@ -12,11 +12,15 @@ from ._installed import refuse_if_installed
 from ._stock import stock_module
 from .green import GreenReactor
 
-EPollReactor = stock_module("twisted.internet.epollreactor", "epoll").EPollReactor
-epoll = monkey.get_original("select", "epoll")
+if TYPE_CHECKING:
+    from twisted.internet.epollreactor import EPollReactor
+else:
+    EPollReactor = stock_module("twisted.internet.epollreactor", "epoll").EPollReactor
+
+epoll: Any = monkey.get_original("select", "epoll")
 
 
-class GreenEPollReactor(GreenReactor, EPollReactor):  # type: ignore[misc,valid-type]
+class GreenEPollReactor(GreenReactor, EPollReactor):
     """Linux: one descriptor stands for all, since an epoll can itself be polled."""
 
     def __init__(self) -> None:

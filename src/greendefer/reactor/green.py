@@ -47,8 +47,8 @@ class GreenReactor(_Base):
     threads: Literal["native", "green"] = "native"
 
     def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
-        self.cooperative_wait = cooperative_wait or CooperativeWait()
-        self.interrupt_main = InterruptMain(self)
+        self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
+        self.interrupt_main: InterruptMain = InterruptMain(self)
         make_greenlet_local()
         _unpatched.use_native_primitives()
         _blockingcalls.make_cooperative()

@@ -5,16 +5,21 @@ The same code path as epoll. It has not been run yet: no machine with kqueue was
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from twisted.internet.main import installReactor
 
 from ._installed import refuse_if_installed
 from ._stock import stock_module
 from .green import GreenReactor
 
-KQueueReactor = stock_module("twisted.internet.kqreactor", "kqueue", "kevent").KQueueReactor
+if TYPE_CHECKING:
+    from twisted.internet.kqreactor import KQueueReactor
+else:
+    KQueueReactor = stock_module("twisted.internet.kqreactor", "kqueue", "kevent").KQueueReactor
 
 
-class GreenKQueueReactor(GreenReactor, KQueueReactor):  # type: ignore[misc,valid-type]
+class GreenKQueueReactor(GreenReactor, KQueueReactor):
     """macOS and the BSDs: one descriptor stands for all, since a kqueue can itself be polled."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from twisted.internet.main import installReactor
 
@@ -11,10 +12,13 @@ from ._stock import stock_module
 from .green import GreenReactor
 from .wait import READ, WRITE
 
-PollReactor = stock_module("twisted.internet.pollreactor", "poll").PollReactor
+if TYPE_CHECKING:
+    from twisted.internet.pollreactor import PollReactor
+else:
+    PollReactor = stock_module("twisted.internet.pollreactor", "poll").PollReactor
 
 
-class GreenPollReactor(GreenReactor, PollReactor):  # type: ignore[misc,valid-type]
+class GreenPollReactor(GreenReactor, PollReactor):
     """poll(2) has no descriptor of its own: the hub watches each one."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from twisted.internet import selectreactor
@@ -17,8 +17,17 @@ if selectreactor._select is not selectreactor.win32select:
     # It asks with a timeout of 0, after the wait: gevent's own select would only be slower.
     selectreactor._select = monkey.get_original("select", "select")
 
+if TYPE_CHECKING:
+    from twisted.internet.posixbase import PosixReactorBase
 
-class GreenSelectReactor(GreenReactor, selectreactor.SelectReactor):
+    class SelectReactor(PosixReactorBase):  # whose second base depends on the platform
+        _reads: set[Any]
+        _writes: set[Any]
+else:
+    SelectReactor = selectreactor.SelectReactor
+
+
+class GreenSelectReactor(GreenReactor, SelectReactor):
     """select(2) has no descriptor of its own: the hub watches each one."""
 
     def __init__(self) -> None:

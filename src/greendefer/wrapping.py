@@ -1,0 +1,189 @@
+"""How a decorated callable is made: what wrapt keeps of it, and which options it has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+from twisted.internet.defer import Deferred
+
+from .admission import Pool
+from .policy import OnCancel, Timeouts, as_timeouts, check_on_cancel
+from .pool import default_pool
+
+PoolChoice = Pool | Callable[[Any], Pool] | None
+"""A pool; or what gets the instance that a method is called on (``None`` for a function) and
+returns one; or ``None`` for the default pool."""
+
+
+class Behaviour:
+    """What one decorated callable does when it is called."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options by name, as :meth:`with_options` takes them."""
+        raise NotImplementedError
+
+    def with_options(self, options: dict[str, Any]) -> Behaviour:
+        """The same with other options: all of them are given."""
+        return type(self)(**options)
+
+    def wrapper(
+        self,
+        wrapped: Callable[..., Any],
+        instance: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """What wrapt calls instead of the callable."""
+        raise NotImplementedError
+
+
+class OnAPool(Behaviour):
+    """One whose calls run on a pool.
+
+    :raises TypeError: an option has a wrong type.
+    :raises ValueError: an option has a value that is not allowed.
+    """
+
+    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None) -> None:
+        if pool is not None and not isinstance(pool, Pool) and not callable(pool):
+            raise TypeError(
+                "pool=... must be a pool, a callable that returns one, or None for the default "
+                f"pool, not {pool!r}"
+            )
+        self.timeouts: Timeouts | None = as_timeouts("timeout=...", timeout)
+        self.pool = pool
+        fixed = default_pool if pool is None else pool if isinstance(pool, Pool) else None
+        self.fixed_pool: Pool | None = fixed
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"pool": self.pool, "timeout": self.timeouts}
+
+    def choose(self, wrapped: Callable[..., Any], instance: Any) -> Pool:
+        """The pool for a call of `wrapped` on `instance`.
+
+        :raises TypeError: the callable that should return one has not.
+        """
+        if self.fixed_pool is not None:
+            return self.fixed_pool
+        assert callable(self.pool)
+        pool = self.pool(instance)
+        if not isinstance(pool, Pool):
+            raise TypeError(
+                f"The pool= of {wrapped!r} was called with {instance!r} and must return a pool, "
+                f"not {pool!r}"
+            )
+        return pool
+
+
+class ReturnsDeferred(OnAPool):
+    """:func:`green_deferred`."""
+
+    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, on_cancel: OnCancel):
+        super().__init__(pool, timeout)
+        check_on_cancel("on_cancel=...", on_cancel)
+        self.on_cancel: OnCancel = on_cancel
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "on_cancel": self.on_cancel}
+
+    def wrapper(
+        self,
+        wrapped: Callable[..., Any],
+        instance: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Deferred[Any]:
+        pool = self.fixed_pool
+        if pool is None:
+            pool = self.choose(wrapped, instance)
+        return pool._call(wrapped, args, kwargs, self.timeouts, self.on_cancel)
+
+
+if TYPE_CHECKING:
+    _FunctionWrapper = wrapt.FunctionWrapper[..., Any]
+else:
+    _FunctionWrapper = wrapt.FunctionWrapper
+
+
+class Decorated(_FunctionWrapper):
+    """A decorated callable: wrapt keeps its signature, its name, and how it binds.
+
+    Like a function, it is copied as itself, and pickled by its qualified name.
+    """
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.__qualname__
+
+
+class _SaysItIsSync:
+    """An ``async def`` that was made blocking: ``inspect`` must not take it for one still.
+
+    That looks at the flags of ``__code__``, of a method's ``__func__`` too. Without annotations
+    here: those of the decorated function would be hidden by them.
+    """
+
+    @property
+    def __code__(self):  # type: ignore[no-untyped-def]
+        wrapped: Any = self.__wrapped__  # type: ignore[attr-defined]
+        code = wrapped.__code__
+        return code.replace(
+            co_flags=code.co_flags & ~(inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
+        )
+
+    @property
+    def __func__(self):  # type: ignore[no-untyped-def]
+        wrapped: Any = self.__wrapped__  # type: ignore[attr-defined]
+        return _MadeSync(wrapped.__func__, self._self_wrapper)  # type: ignore[attr-defined]
+
+
+class _BoundMadeSync(_SaysItIsSync, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    pass
+
+
+class _MadeSync(_SaysItIsSync, Decorated):
+    __bound_function_wrapper__ = _BoundMadeSync
+
+
+def check_callable(what: str, func: Any) -> None:
+    """Refuse what nobody can call.
+
+    :raises TypeError: `func` is not callable.
+    """
+    if not callable(func) and not isinstance(func, classmethod):
+        raise TypeError(f"{what} decorates something to call, not {func!r}")
+
+
+def is_async(func: Any) -> bool:
+    """Is `func`, or what it stands for, an ``async def``?"""
+    while isinstance(func, partial):
+        func = func.func
+    if isinstance(func, (classmethod, staticmethod)):
+        func = func.__func__
+    return any(
+        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f)
+        for f in (func, type(func).__call__)
+    )
+
+
+def apply(behaviour: Behaviour, func: Any) -> Any:
+    """`func`, decorated."""
+    return (_MadeSync if is_async(func) else Decorated)(func, behaviour.wrapper)
+
+
+def behaviour_of(decorated: Any) -> Behaviour | None:
+    """The behaviour of what :func:`apply` returned, also when it is bound; else ``None``."""
+    behaviour = getattr(getattr(decorated, "_self_wrapper", None), "__self__", None)
+    return behaviour if isinstance(behaviour, Behaviour) else None
