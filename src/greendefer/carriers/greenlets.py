@@ -212,6 +212,7 @@ class PinnedCarrier:
         self._ready: deque[Call] = deque()
         self._waiter: Any = None
         self._stopped = False
+        self._aborted = False
 
     def start(self, call: Call) -> None:
         self._ready.append(call)
@@ -223,9 +224,11 @@ class PinnedCarrier:
     def kill(self, call: Call) -> None:
         kill_soon(self._home, call)
 
-    def stop(self) -> None:
-        """Let :meth:`serve` return when it has nothing to run."""
+    def stop(self, abort: bool = False) -> None:
+        """Let :meth:`serve` return when it has nothing to run; or raise, so that what is around
+        it knows that not all went well."""
         self._stopped = True
+        self._aborted = self._aborted or abort
         self._wake()
 
     def _wake(self) -> None:
@@ -243,6 +246,8 @@ class PinnedCarrier:
                 if call.state == STARTED:
                     worker.execute(call)
                 del call
+            if self._aborted:
+                raise GreenletExit
             if self._stopped:
                 return
             waiter: Waiter[None] = Waiter(self._home.hub)
@@ -259,8 +264,8 @@ def _throw(home: Home, call: Call, worker: Worker) -> None:
     inside = worker.call
     while inside is not None and inside is not call:
         inside = inside.pool.host
-    if inside is None:
-        return  # it has ended, and the worker may run another one
+    if inside is None or call.is_leaving:
+        return  # it has ended, and the worker may run another one; or it is about to
     worker.retired = True  # somebody may yet switch to it for what the call was waiting for
     worker.killed = call
 
