@@ -18,6 +18,7 @@ if "--patched" in sys.argv:
 import argparse
 import importlib
 import json
+import os
 import signal
 from collections import Counter
 from functools import partial
@@ -95,6 +96,9 @@ def main() -> None:
         for thing in known("drop", variant):
             module, _, name = thing.rpartition(".")
             delattr(namedAny(module), name)
+    if os.getuid() == 0:
+        # As root it succeeds, and the machine has a /dev/null that only root can write to.
+        namedAny("twisted.test.test_logfile.LogFileTests.test_cantChangeFileMode").skip = "as root"
     outcomes: dict[str, str] = {}
 
     class Recorder(reporter.Reporter):
