@@ -205,7 +205,6 @@ class Proxy:
 
     def __init__(self, server_port: int) -> None:
         from gevent.event import Event
-        from gevent.server import StreamServer
 
         self.server_port = server_port
         self.stalled: Any = Event()
@@ -213,9 +212,27 @@ class Proxy:
         self.connections = 0
         self._damage: Callable[[Any, bytes], bool] | None = None
         self._pairs: set[Any] = set()
-        self._server: Any = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server: Any = None
+        self.port = 0
+        self.listen()
+
+    def listen(self) -> None:
+        """Take connections, as it does from the start; on the same port as before."""
+        from gevent.server import StreamServer
+
+        self._server = StreamServer(("127.0.0.1", self.port), self._serve)
         self._server.start()
-        self.port: int = self._server.server_port
+        self.port = self._server.server_port
+
+    def refuse(self) -> None:
+        """Refuse connections, and end those that there are."""
+        self._server.close()
+        for pair in list(self._pairs):
+            for side in pair:
+                try:
+                    side.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
 
     def break_off_next_answer(self, after: int = 1) -> None:
         """Send `after` bytes of the next answer, and close both connections."""
@@ -244,11 +261,8 @@ class Proxy:
         self._damage = damage
 
     def close(self) -> None:
-        self._server.stop()
         self.released.set()
-        for pair in list(self._pairs):
-            for side in pair:
-                side.close()
+        self.refuse()
 
     def _serve(self, client: Any, address: object) -> None:
         import gevent

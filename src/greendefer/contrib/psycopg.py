@@ -9,8 +9,10 @@ for any more ends in the server, too.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -73,7 +75,7 @@ def _wait_for_psycopg2(connection: Any) -> None:
             else:
                 wait_write(connection.fileno())
     except (GreenletExit, gevent.Timeout):
-        _end(connection)
+        _end(connection, _cancel_psycopg2)
         raise  # and psycopg2 closes the connection (green_panic in green.c)
 
 
@@ -87,7 +89,7 @@ def _end_when_interrupted(connection_class: Any) -> None:
         try:
             return wait(self, *args, **kwargs)
         except (GreenletExit, gevent.Timeout):
-            _end(self)
+            _end(self, _cancel_psycopg)
             self.close()
             raise
 
@@ -95,15 +97,41 @@ def _end_when_interrupted(connection_class: Any) -> None:
     connection_class.wait = wait_or_end
 
 
-def _end(connection: Any) -> None:
+def _end(connection: Any, cancel: Callable[[Any], object]) -> None:
     """Have the server end its query, and then the session; wait until it has."""
     with gevent.Timeout(END_SECONDS, False):  # type: ignore[arg-type]  # as documented
         try:
-            # libpq opens a connection for that, and blocks.
-            gevent.get_hub().threadpool.apply(connection.cancel)
+            cancel(connection)
             with socket(fileno=os.dup(connection.fileno())) as wire:
                 wire.shutdown(SHUT_WR)
                 while wire.recv(65536):
                     pass
         except Exception:
             pass  # there may be no server any more; what matters is that nobody uses it again
+
+
+def _cancel_psycopg(connection: Any) -> None:
+    if _import("psycopg").capabilities.has_cancel_safe():  # type: ignore[union-attr]
+        connection.cancel_safe(timeout=END_SECONDS)
+    else:
+        _in_a_thread(connection.cancel)  # before libpq 17
+
+
+def _cancel_psycopg2(connection: Any) -> None:
+    # Its own cancel() holds the interpreter while libpq connects to the server (psyco_conn_cancel
+    # in connection_type.c), so that a native thread is of no use. A call by ctypes does not. The
+    # functions are found by way of psycopg2's own module: it may have a libpq of its own.
+    libpq: Any = ctypes.CDLL(importlib.import_module("psycopg2._psycopg").__file__)
+    libpq.PQgetCancel.restype = ctypes.c_void_p
+    request = ctypes.c_void_p(libpq.PQgetCancel(ctypes.c_void_p(connection.pgconn_ptr)))
+    if request:
+
+        def cancel() -> None:
+            libpq.PQcancel(request, ctypes.create_string_buffer(256), 256)
+            libpq.PQfreeCancel(request)
+
+        _in_a_thread(cancel)
+
+
+def _in_a_thread(f: Callable[[], object]) -> None:
+    gevent.get_hub().threadpool.apply(f)
