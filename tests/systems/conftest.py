@@ -4,6 +4,7 @@ meanwhile the reactor's ticker ticks. Nothing goes by how long anything takes.""
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,65 @@ def redis_server() -> Iterator[Redis]:
     server = Redis()
     yield server
     server.remove()
+
+
+DRIVER = "psycopg" if importlib.util.find_spec("psycopg") else "psycopg2"
+ENGINE = "django_db_geventpool.backends.postgresql_psycopg" + ("3" if DRIVER == "psycopg" else "2")
+CONNECTIONS = 20
+ALIASES = ["default", "plain"] + ["pooled"] * (DRIVER == "psycopg")
+
+
+@pytest.fixture(scope="session")
+def django_server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
+    """PostgreSQL with Django set up on it: a role for each alias, which the server itself does not
+    allow more than 20 connections."""
+    import django
+    from django.conf import settings
+    from django.db import connections
+
+    options: dict[str, dict[str, Any]] = {
+        "default": {"MAX_CONNS": CONNECTIONS},
+        "plain": {},
+        "pooled": {"pool": {"min_size": 0, "max_size": CONNECTIONS, "timeout": 60}},
+        "control": {},
+    }
+    databases = {
+        alias: {
+            "ENGINE": ENGINE if alias == "default" else "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "postgres" if alias == "control" else f"app_{alias}",
+            "HOST": "127.0.0.1",
+            "PORT": postgresql.port,
+            "CONN_MAX_AGE": 0,
+            # Or Django's own pool hands out what a restarted server has long closed.
+            "CONN_HEALTH_CHECKS": True,
+            "OPTIONS": options[alias],
+        }
+        for alias in [*ALIASES, "control"]
+    }
+    settings.configure(
+        DATABASES=databases,
+        INSTALLED_APPS=["greendefer.contrib.django", "systems.exampleapp"],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        ROOT_URLCONF="systems.exampleapp.urls",
+        ALLOWED_HOSTS=["*"],
+        SECRET_KEY="no secret",
+        USE_TZ=True,
+    )
+    django.setup()
+    from systems.exampleapp.models import ExampleModel
+
+    control = connections["control"]
+    with control.schema_editor() as editor:
+        editor.create_model(ExampleModel)
+    with control.cursor() as cursor:
+        for alias in ALIASES:
+            cursor.execute(f"CREATE ROLE app_{alias} LOGIN CONNECTION LIMIT {CONNECTIONS}")
+        cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO public")
+        cursor.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO public")
+    yield postgresql
+    control.close()
+    greendefer.wait_for_deferred(greendefer.defer_to_greenlet(connections.close_all))
 
 
 class Ticker:

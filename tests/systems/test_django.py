@@ -6,7 +6,6 @@ of its own.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,68 +20,18 @@ from twisted.internet.defer import CancelledError, Deferred
 import greendefer
 from greendefer import CallTimeout, GreenPool, Timeouts
 
-from .conftest import needs, until
+from .conftest import ALIASES, CONNECTIONS, needs, until
 
 needs("django")
 needs("django_db_geventpool")
-
-DRIVER = "psycopg" if importlib.util.find_spec("psycopg") else "psycopg2"
-ENGINE = "django_db_geventpool.backends.postgresql_psycopg" + ("3" if DRIVER == "psycopg" else "2")
-CONNECTIONS = 20
-ALIASES = ["default", "plain"] + ["pooled"] * (DRIVER == "psycopg")
 
 if not PATCHED:
     pytest.skip("patched only", allow_module_level=True)
 
 
-@pytest.fixture(scope="module")
-def server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
-    """PostgreSQL with Django set up on it: a role for each alias, which the server itself does not
-    allow more than 20 connections."""
-    import django
-    from django.conf import settings
-    from django.db import connections
-
-    options: dict[str, dict[str, Any]] = {
-        "default": {"MAX_CONNS": CONNECTIONS},
-        "plain": {},
-        "pooled": {"pool": {"min_size": 0, "max_size": CONNECTIONS, "timeout": 60}},
-        "control": {},
-    }
-    databases = {
-        alias: {
-            "ENGINE": ENGINE if alias == "default" else "django.db.backends.postgresql",
-            "NAME": "postgres",
-            "USER": "postgres" if alias == "control" else f"app_{alias}",
-            "HOST": "127.0.0.1",
-            "PORT": postgresql.port,
-            "CONN_MAX_AGE": 0,
-            # Or Django's own pool hands out what a restarted server has long closed.
-            "CONN_HEALTH_CHECKS": True,
-            "OPTIONS": options[alias],
-        }
-        for alias in [*ALIASES, "control"]
-    }
-    settings.configure(
-        DATABASES=databases,
-        INSTALLED_APPS=["greendefer.contrib.django", "systems.exampleapp"],
-        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        USE_TZ=True,
-    )
-    django.setup()
-    from systems.exampleapp.models import ExampleModel
-
-    control = connections["control"]
-    with control.schema_editor() as editor:
-        editor.create_model(ExampleModel)
-    with control.cursor() as cursor:
-        for alias in ALIASES:
-            cursor.execute(f"CREATE ROLE app_{alias} LOGIN CONNECTION LIMIT {CONNECTIONS}")
-        cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO public")
-        cursor.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO public")
-    yield postgresql
-    control.close()
-    greendefer.wait_for_deferred(greendefer.defer_to_greenlet(connections.close_all))
+@pytest.fixture
+def server(django_server: PostgreSQL) -> PostgreSQL:
+    return django_server
 
 
 @pytest.fixture
