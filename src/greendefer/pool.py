@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from greenlet import GreenletExit
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -93,6 +94,7 @@ class PoolWorker(Pool):
         super().__init__(1, name=f"worker of {pool.name or 'a pool'}")
         self._pool = pool
         self._entered: Deferred[None] | None = None
+        self._aborted = False
 
     def _make_carrier(self, home: Home) -> Carrier:
         return PinnedCarrier(home)
@@ -154,6 +156,8 @@ class PoolWorker(Pool):
         assert self._entered is not None
         self._home.call_soon(_fire_unless_cancelled, self._entered)
         self._carrier.serve()
+        if self._aborted:
+            raise GreenletExit  # what is around the worker is to know that not all went well
 
     async def __aexit__(
         self,
@@ -164,7 +168,8 @@ class PoolWorker(Pool):
         host = self.host
         assert host is not None
         self._closed = True
-        self._carrier.stop(abort=exc_type is not None)  # when it has run what was submitted
+        self._aborted = exc_type is not None
+        self._carrier.stop()  # when it has run what was submitted
         if exc_type is None:
             await host
         else:

@@ -212,7 +212,6 @@ class PinnedCarrier:
         self._ready: deque[Call] = deque()
         self._waiter: Any = None
         self._stopped = False
-        self._aborted = False
 
     def start(self, call: Call) -> None:
         self._ready.append(call)
@@ -224,11 +223,9 @@ class PinnedCarrier:
     def kill(self, call: Call) -> None:
         kill_soon(self._home, call)
 
-    def stop(self, abort: bool = False) -> None:
-        """Let :meth:`serve` return when it has nothing to run; or raise, so that what is around
-        it knows that not all went well."""
+    def stop(self) -> None:
+        """Let :meth:`serve` return when it has nothing to run."""
         self._stopped = True
-        self._aborted = self._aborted or abort
         self._wake()
 
     def _wake(self) -> None:
@@ -246,8 +243,6 @@ class PinnedCarrier:
                 if call.state == STARTED:
                     worker.execute(call)
                 del call
-            if self._aborted:
-                raise GreenletExit
             if self._stopped:
                 return
             waiter: Waiter[None] = Waiter(self._home.hub)
