@@ -53,3 +53,26 @@ def conformance(session: nox.Session) -> None:
     """Twisted's own tests on our reactor, compared with the stock one."""
     install(session, "conformance")
     session.run("python", "tests/conformance/compare.py", *session.posargs)
+
+
+def systems_tests(session: nox.Session, *args: str) -> None:
+    """Patched, on the native reactor; and what concerns Django on the asyncio one, too."""
+    pytest = ("python", "-m", "gevent.monkey", "--module", "pytest")
+    session.run(*pytest, *args, *session.posargs)
+    asyncio = {"GREENDEFER_TEST_REACTOR": "asyncio"}
+    session.run(*pytest, "tests/systems/test_django.py", *session.posargs, env=asyncio)
+
+
+@nox.session
+def systems(session: nox.Session) -> None:
+    """Real drivers on real servers: Django on psycopg2, and all others but psycopg 3."""
+    install(session, "systems")
+    systems_tests(session, "tests/systems")
+
+
+@nox.session
+def systems_psycopg3(session: nox.Session) -> None:
+    """Django on psycopg 3, and psycopg 3. (Django takes it wherever it can import it.)"""
+    install(session, "systems-psycopg3")
+    tests = ("test_django.py", "test_psycopg.py", "test_doctor.py")
+    systems_tests(session, *(f"tests/systems/{test}" for test in tests))

@@ -7,6 +7,7 @@ suite runs twice, unpatched and under ``python -m gevent.monkey --module pytest`
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from typing import Any
 
 import greendefer
 
-greendefer.install()
+greendefer.install(os.environ.get("GREENDEFER_TEST_REACTOR", "native"))
 
 import gevent
 import pytest

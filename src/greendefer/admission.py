@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +26,9 @@ from .policy import OnCancel, PoolStats, Timeouts, check_count, check_seconds
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Around = Callable[[], AbstractContextManager[object]]
+"""Makes what a pool has around each call: see :class:`Pool`."""
+
 
 class Pool:
     """How many calls run at once, and what happens to the others.
@@ -36,7 +40,10 @@ class Pool:
     :param size: how many calls run at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
-    :raises TypeError: `size` or `max_queued` is not a whole number, or `name` is not a string.
+    :param around: returns a context manager, which each call is made inside of.
+    :ivar around: the same. It may be set at any time, and counts for calls that begin later.
+    :raises TypeError: `size` or `max_queued` is not a whole number, `name` is not a string, or
+        `around` is not callable.
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
     """
 
@@ -44,7 +51,12 @@ class Pool:
     """The call that this pool's calls run inside of, if it is a worker of another pool."""
 
     def __init__(
-        self, size: int = 100, *, max_queued: int | None = None, name: str | None = None
+        self,
+        size: int = 100,
+        *,
+        max_queued: int | None = None,
+        name: str | None = None,
+        around: Around | None = None,
     ) -> None:
         what = type(self).__name__
         check_count(f"{what}(size=...)", size, 1)
@@ -52,6 +64,12 @@ class Pool:
             check_count(f"{what}(max_queued=...)", max_queued, 0)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"{what}(name=...) must be a string or None, not {name!r}")
+        if around is not None and not callable(around):
+            raise TypeError(
+                f"{what}(around=...) must be a callable that returns a context manager, or None, "
+                f"not {around!r}"
+            )
+        self.around = around
         self.name = name
         self.max_queued = max_queued
         self._size = size

@@ -46,11 +46,13 @@ class Call(Deferred[Any]):
     :ivar waiters: the calls that wait for this one.
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
     :ivar was_killed: it was told to end.
+    :ivar is_leaving: its function has ended, and what its pool has ``around`` it is being left.
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
     """
 
     carried_by: Any = None
     was_killed = False
+    is_leaving = False
     outcome: str | None = None
     lender: Call | None = None
     borrower: Call | None = None
@@ -112,11 +114,23 @@ class Call(Deferred[Any]):
 
     def run(self) -> Any:
         """Run the function in the caller's contexts."""
+        f = self.f if self.pool.around is None else self._run_inside
         if self._twisted_context is None:
-            return self._context.run(self.f, *self._args, **self._kwargs)
+            return self._context.run(f, *self._args, **self._kwargs)
         return self._context.run(
-            twisted_context.call, self._twisted_context, self.f, *self._args, **self._kwargs
+            twisted_context.call, self._twisted_context, f, *self._args, **self._kwargs
         )
+
+    def _run_inside(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function inside of what its pool has around each call."""
+        around = self.pool.around
+        assert around is not None
+        with around():
+            try:
+                return self.f(*args, **kwargs)
+            finally:
+                # From here on it can't be killed: what cleans up must not be cut off half-way.
+                self.is_leaving = True
 
     def end(self, result: Any) -> None:
         """It has ended, with a value or a Failure."""

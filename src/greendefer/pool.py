@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from greenlet import GreenletExit
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -36,10 +37,28 @@ class GreenPool(Pool):
     belongs to the reactor of its first call, and is closed when that stops, with one second of
     grace.
 
+    What each call needs before and after can be said once, in `around`: a callable without
+    arguments that returns a context manager, such as a function decorated with
+    ``contextlib.contextmanager``. ::
+
+        db = GreenPool(20, around=engine_connection_returned)
+
+    It is entered in the worker's greenlet and the call's ``contextvars``, just before the
+    function, and left when that has ended: returned, raised, or been killed (then ``__exit__``
+    gets the ``gevent.GreenletExit``). What it raises is what the call fails with; if it swallows
+    the function's exception, the call returns ``None``. A call that is killed while it enters is
+    killed there, as it would be in a ``with`` statement; while it leaves, it is not killed, so
+    that cleaning up is never cut off half-way: bound what may take long there. Around a
+    :meth:`worker` it is entered once, for all of its calls; its ``__exit__`` gets a GreenletExit
+    if an exception leaves the block, or the worker is killed.
+
     :param size: how many calls run at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
-    :raises TypeError: `size` or `max_queued` is not a whole number, or `name` is not a string.
+    :param around: what each call is made inside of. It is an attribute too, which may be set at
+        any time and counts for calls that begin later.
+    :raises TypeError: `size` or `max_queued` is not a whole number, `name` is not a string, or
+        `around` is not callable.
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
     """
 
@@ -77,6 +96,7 @@ class PoolWorker(Pool):
         self._pool = pool
         self._entered: Deferred[None] | None = None
         self._exits: dict[Callable[[], object], None] = {}
+        self._aborted = False
 
     def _make_carrier(self, home: Home) -> Carrier:
         return PinnedCarrier(home)
@@ -156,6 +176,8 @@ class PoolWorker(Pool):
             self._carrier.serve()
         finally:
             self._run_exits()
+        if self._aborted:
+            raise GreenletExit  # what is around the worker is to know that not all went well
 
     def _run_exits(self) -> None:
         try:
@@ -175,6 +197,7 @@ class PoolWorker(Pool):
         host = self.host
         assert host is not None
         self._closed = True
+        self._aborted = kill
         self._carrier.stop()
         if not host.is_running and not host.called:
             host.cancel()

@@ -260,8 +260,8 @@ def _throw(home: Home, call: Call, worker: Worker) -> None:
     inside = worker.call
     while inside is not None and inside is not call:
         inside = inside.pool.host
-    if inside is None:
-        return  # it has ended, and the worker may run another one
+    if inside is None or call.is_leaving:
+        return  # it has ended, and the worker may run another one; or it is about to
     worker.retired = True  # somebody may yet switch to it for what the call was waiting for
     worker.killed = call
 

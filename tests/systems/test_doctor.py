@@ -1,0 +1,82 @@
+"""What ``greendefer.doctor`` says of the drivers that are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+DATABASES = '{"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}'
+PROGRAMS = {
+    "psycopg2": [
+        ("", "BLOCKS  psycopg2"),
+        (
+            "import psycogreen.gevent; psycogreen.gevent.patch_psycopg()",
+            "ok      psycopg2",
+        ),
+        (
+            "import greendefer.contrib.psycopg; greendefer.contrib.psycopg.install()",
+            "ends killed queries",
+        ),
+    ],
+    "psycopg": [
+        ("", "note    psycopg"),
+        (
+            "import greendefer.contrib.psycopg; greendefer.contrib.psycopg.install()",
+            "ok      psycopg",
+        ),
+    ],
+    "pymysql": [("", "ok      PyMySQL")],
+    "redis": [("", "ok      redis")],
+    "MySQLdb": [("", "note    mysqlclient")],
+    "django": [
+        ("", "note    Django"),
+        (
+            "from django.conf import settings\nsettings.configure()",
+            'Put "greendefer.contrib.django" into INSTALLED_APPS.',
+        ),
+        (
+            "from django.conf import settings\n"
+            'settings.configure(INSTALLED_APPS=["greendefer.contrib.django"], '
+            f"DATABASES={DATABASES})",
+            "ok      Django",
+        ),
+        (
+            f"from django.conf import settings\nsettings.configure(DATABASES={DATABASES})",
+            "note    DATABASES['default']: The driver of django.db.backends.sqlite3",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "finding"),
+    [(module, *each) for module, programs in PROGRAMS.items() for each in programs],
+)
+def test_a_driver(module: str, program: str, finding: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    if "psycogreen" in program:
+        pytest.importorskip("psycogreen")
+    source = "from gevent import monkey; monkey.patch_all()\n" + program
+    source += "\nimport greendefer.doctor\nprint(greendefer.doctor.report())"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert finding in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("psycopg"), reason="psycopg is not installed")
+def test_psycopg_that_was_imported_too_early() -> None:
+    source = "import psycopg\nfrom gevent import monkey; monkey.patch_all()\n"
+    source += "import greendefer.doctor\nprint(greendefer.doctor.report())"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "BLOCKS  psycopg " in done.stdout, done.stdout + done.stderr

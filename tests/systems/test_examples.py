@@ -1,0 +1,45 @@
+"""Each example runs, and ends by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import PostgreSQL
+
+from .conftest import needs
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def run(example: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(EXAMPLES / example)],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_django(postgresql: PostgreSQL) -> None:
+    """(The server of these tests is not used: it tells whether there can be one.)"""
+    needs("django_db_geventpool")
+    pytest.importorskip("psycopg2")
+    out = run("django/run.py")
+    assert "in the table: ['second']" in out
+    assert "500 queries of 100 ms; never more than 20 connections" in out
+
+
+def test_flask() -> None:
+    needs("flask")
+    assert "300 requests of 0.5 s each" in run("flask_wsgi.py")
+
+
+def test_scrapy() -> None:
+    needs("scrapy")
+    assert "31 items stored" in run("scrapy_pipeline.py")

@@ -1,0 +1,121 @@
+"""psycopg2 by its wait callback, or psycopg 3 and its pool: whichever this environment has."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from servers import PostgreSQL
+
+from greendefer.contrib import psycopg as ours
+
+from .clients import AT_ONCE, Client, ClientTests, Connections
+from .conftest import needs
+
+if importlib.util.find_spec("psycopg"):
+    psycopg = needs("psycopg")
+    needs("psycopg_pool")
+else:
+    psycopg = needs("psycopg2")
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+
+class PostgresClient:
+    errors: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError)
+
+    def __init__(self, control: Any, port: int) -> None:
+        self._control = control
+        self.kwargs = {"host": "127.0.0.1", "port": port, "user": "postgres", "dbname": "postgres"}
+        self.pool = self.make_pool()
+        self._asked("SELECT pg_advisory_lock(1) IS NULL")
+
+    def make_pool(self) -> Any:
+        raise NotImplementedError
+
+    def query(self, statement: str, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def _asked(self, statement: str) -> Any:
+        with self._control.one() as connection:
+            return _query(connection, statement)
+
+    def ask(self, n: int) -> int:
+        padding, answer = self.query("SELECT repeat('-', 3000), %s", n)
+        assert len(padding) == 3000
+        return int(answer)
+
+    def wait(self) -> object:
+        return self.query("SELECT pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1)")
+
+    def waiting(self) -> int:
+        return int(self._asked(WAITING)[0])
+
+    def release(self) -> None:
+        self._asked("SELECT pg_advisory_unlock_all()")
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class Psycopg2Client(PostgresClient):
+    def make_pool(self) -> Any:
+        return Connections(lambda: _connect(**self.kwargs), lambda c: not c.closed)
+
+    def query(self, statement: str, *args: Any) -> Any:
+        with self.pool.one() as connection:
+            return _query(connection, statement, *args)
+
+
+class Psycopg3Client(PostgresClient):
+    def make_pool(self) -> Any:
+        import psycopg_pool
+
+        kwargs = {**self.kwargs, "autocommit": True}
+        return psycopg_pool.ConnectionPool(
+            kwargs=kwargs, min_size=0, max_size=AT_ONCE, open=True, timeout=1
+        )
+
+    def query(self, statement: str, *args: Any) -> Any:
+        with self.pool.connection() as connection:
+            return connection.execute(statement, args or None).fetchone()
+
+
+def _connect(**kwargs: Any) -> Any:
+    connection = psycopg.connect(**kwargs)
+    connection.autocommit = True
+    return connection
+
+
+def _query(connection: Any, statement: str, *args: Any) -> Any:
+    cursor = connection.cursor()
+    cursor.execute(statement, args or None)
+    return cursor.fetchone()
+
+
+@pytest.fixture(scope="module")
+def server(postgresql: PostgreSQL) -> PostgreSQL:
+    ours.install()
+    return postgresql
+
+
+@pytest.fixture
+def server_port(server: PostgreSQL) -> int:
+    return server.port
+
+
+@pytest.fixture
+def make_client(server: PostgreSQL) -> Iterator[Callable[[int], Client]]:
+    def connect() -> Any:
+        return _connect(host="127.0.0.1", port=server.port, user="postgres", dbname="postgres")
+
+    control = Connections(connect, lambda c: not c.closed)
+    kind = Psycopg2Client if psycopg.__name__ == "psycopg2" else Psycopg3Client
+    yield lambda port: kind(control, port)
+    control.close()
+
+
+class TestPsycopg(ClientTests):
+    pass
