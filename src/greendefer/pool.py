@@ -197,7 +197,6 @@ class PoolWorker(Pool):
         host = self.host
         assert host is not None
         self._closed = True
-        self._aborted = kill
         self._carrier.stop()
         if not host.is_running and not host.called:
             host.cancel()
@@ -232,7 +231,8 @@ class PoolWorker(Pool):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        left = self.leave(kill=exc_type is not None)
+        self._aborted = exc_type is not None
+        left = self.leave(kill=self._aborted)
         if exc_type is None:
             await left
         else:
