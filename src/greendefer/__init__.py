@@ -8,17 +8,27 @@
 
 from .bridge import wait_for_deferred, wait_for_greenlet
 from .decorators import blocking_from_greenlet, defer_to_greenlet, green_deferred, with_options
-from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDeadlock
+from .errors import (
+    CallTimeout,
+    ExecutorFailed,
+    GreendeferError,
+    PoolClosed,
+    PoolFull,
+    WouldDeadlock,
+)
 from .policy import PoolStats, Timeouts
-from .pool import GreenPool
+from .pool import ExecutorPool, GreenPool, NativeThreadPool
 from .reactor import install
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "CallTimeout",
+    "ExecutorFailed",
+    "ExecutorPool",
     "GreenPool",
     "GreendeferError",
+    "NativeThreadPool",
     "PoolClosed",
     "PoolFull",
     "PoolStats",

@@ -15,6 +15,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from greenlet import getcurrent
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import context as twisted_context
@@ -23,7 +24,7 @@ from twisted.python.reflect import safe_repr
 
 from . import _twistedcontext
 from .deadlines import Deadline
-from .errors import CallTimeout
+from .errors import CallTimeout, PoolClosed
 from .lending import wait_ends
 from .policy import OnCancel, Timeouts
 
@@ -92,6 +93,19 @@ class Call(Deferred[Any]):
         return name if isinstance(name, str) else safe_repr(f)
 
     @property
+    def call(self) -> Call:
+        """Itself: what runs it may have it inside of an :class:`~greendefer.carriers.Errand`."""
+        return self
+
+    def closed_error(self) -> PoolClosed:
+        return PoolClosed(f"{self.name}: {self.pool!r} is closed, or its reactor has stopped")
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What it calls the function with."""
+        return self._args, self._kwargs
+
+    @property
     def is_queued(self) -> bool:
         """Does it wait for a slot?"""
         return self.state == QUEUED
@@ -103,11 +117,16 @@ class Call(Deferred[Any]):
 
     # What a carrier calls.
 
+    def claim(self) -> bool:
+        """Does it wait to be run, still?"""
+        return self.state == STARTED
+
     def begin(self) -> None:
         """It starts to run now."""
         self.state = RUNNING
         timeouts = self._timeouts
-        if timeouts is not None:
+        # It may have been given up on while a thread's message of this was on the way.
+        if timeouts is not None and self.outcome is None:
             self._set_deadline(timeouts.running)
 
     def run(self) -> Any:
@@ -139,7 +158,7 @@ class Call(Deferred[Any]):
             at = monotonic() + limit
             when = at if when is None else min(when, at)
         if when is not None:
-            self._deadline = self.pool._home_of_calls.deadlines.at(when, self._expire)
+            self._deadline = self.pool.home.deadlines.at(when, self._expire)
 
     def stop_clock(self) -> None:
         """It can't expire any more."""
@@ -180,7 +199,7 @@ class Call(Deferred[Any]):
             return
         self.stop_clock()
         if result is CLOSED:
-            result = Failure(self.pool.closed_error(self))
+            result = Failure(self.closed_error())
         if self._inner is not None:
             self._inner = None
             if isinstance(result, Failure):
@@ -196,6 +215,11 @@ class Call(Deferred[Any]):
 CLOSED: Any = object()
 """The result of a call whose pool was closed. Its error is made when it is delivered: there may be
 thousands of them at once."""
+
+
+def current_call() -> Call | None:
+    """The call that the current greenlet, or the current thread outside of any, runs."""
+    return getattr(getcurrent(), "greendefer_call", None)
 
 
 def cancel_quietly(d: Deferred[Any]) -> None:

@@ -38,6 +38,8 @@ class _GreenDeferred:
         self.pool = pool
         self.on_cancel: OnCancel = on_cancel
         self._fixed = default_pool if pool is None else pool if isinstance(pool, Pool) else None
+        if self._fixed is not None:
+            self._fixed.check_timeouts(self.timeouts)
 
     def wrapper(
         self,
@@ -59,6 +61,7 @@ class _GreenDeferred:
                 f"The pool= of {wrapped!r} was called with {instance!r} and must return a pool, "
                 f"not {pool!r}"
             )
+        pool.check_timeouts(self.timeouts)
         return pool
 
 
@@ -189,8 +192,8 @@ def green_deferred(
     :raises TypeError: `func` is not callable, or is an ``async def``; an option has a wrong type.
     :raises ValueError: an option has a value that is not allowed.
 
-    Calling the result raises :class:`GreendeferError` where no green reactor is installed, or in
-    another thread than the reactor's.
+    Calling the result raises :class:`GreendeferError` where no reactor is installed, or in another
+    thread than the reactor's.
     """
     green = _GreenDeferred(pool, timeout, on_cancel)
 
@@ -271,7 +274,7 @@ def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
 
     :returns: a Deferred of its result, which fires in the reactor's greenlet.
     :raises TypeError: `f` is not callable.
-    :raises GreendeferError: no green reactor is installed, or this is not its thread.
+    :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
     return default_pool.submit(f, *args, **kwargs)
 
@@ -298,8 +301,8 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
     in the reactor's greenlet, while the calling thread waits (if that has a hub of its own, its
     other greenlets go on).
 
-    :param func: returns a Deferred, a coroutine (an ``async def`` may be decorated) or a plain
-        value.
+    :param func: returns a Deferred, a coroutine (an ``async def`` may be decorated), an asyncio
+        future (on an asyncio reactor) or a plain value.
     :param timeout: seconds after which what is waited for is cancelled; ``None`` is no limit.
     :returns: the decorated callable. It returns the value, or raises the original exception, with
         the traceback from where it was raised to where it was waited for.
@@ -307,8 +310,8 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
     :raises ValueError: `timeout` is negative or NaN.
 
     Calling the result raises :class:`CallTimeout`; :class:`WouldDeadlock` in the reactor's own
-    greenlet; and :class:`GreendeferError` where no reactor is installed, or the caller's thread
-    runs one that is not green.
+    greenlet (in its thread, if it is not green); and :class:`GreendeferError` where no reactor is
+    installed, or it has stopped.
     """
     blocking = _Blocking(timeout)
 
