@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+import gevent
 from gevent import monkey
 from gevent.hub import MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
 from greenlet import greenlet
@@ -66,6 +67,17 @@ class Home:
 
     def green_carrier(self) -> Carrier:
         """What runs the calls of a :class:`GreenPool` here."""
+        raise NotImplementedError
+
+    def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
+        """Call what the standard library says does not wait. Where its threads and locks are
+        gevent's it gives way to other greenlets, which the reactor's greenlet must not do."""
+        if monkey.is_module_patched("threading"):
+            self._call_in_greenlet(f)
+        else:
+            f()
+
+    def _call_in_greenlet(self, f: Callable[[], object]) -> None:
         raise NotImplementedError
 
     def deliver(self, fire: Callable[[Any], object], result: Any) -> None:
@@ -149,6 +161,9 @@ class GreenHome(Home):
     def green_carrier(self) -> Carrier:
         return GreenletCarrier(self)
 
+    def _call_in_greenlet(self, f: Callable[[], object]) -> None:
+        gevent.spawn(f)
+
 
 class ForeignHome(Home):
     """Any other reactor. Greenlets in its thread would never run, so calls run in other threads:
@@ -168,9 +183,15 @@ class ForeignHome(Home):
         if not monkey.is_module_patched("socket"):
             return ThreadCarrier(self)
         make_greenlet_local()
+        return HelperCarrier(self, self._helper_hub())
+
+    def _call_in_greenlet(self, f: Callable[[], object]) -> None:
+        self._helper_hub().ask(gevent.spawn, f)
+
+    def _helper_hub(self) -> HelperHub:
         if self._helper is None:
             self._helper = HelperHub(self)
-        return HelperCarrier(self, self._helper)
+        return self._helper
 
     def _stop(self) -> None:
         super()._stop()

@@ -215,10 +215,10 @@ class PoolWorker(Pool):
             raise RuntimeError("This worker was entered before: ask for another, pool.worker()")
         self._pool._bind()
         self._bind()
+        entered: Deferred[None] = Deferred(lambda _: host.cancel())
+        self._entered = entered  # first: it may be another thread that serves, at once
         self.host = host = self._pool._call(self._serve, (), {}, None, "kill")
         host.hosted = self
-        entered: Deferred[None] = Deferred(lambda _: host.cancel())
-        self._entered = entered
 
         def ended(result: Any) -> Any:
             # Also when the pool was closed, or the worker killed, while calls run or wait here.

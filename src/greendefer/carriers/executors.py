@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import pickle
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from contextvars import copy_context
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -34,65 +36,92 @@ class ExecutorCarrier:
 
     def __init__(self, home: Home, executor: Executor | Callable[[], Executor]) -> None:
         self._home = home
+        self._executor: Executor | None = None
         self._make: Callable[[], Executor] | None = None
-        self._is_ours = False
         if isinstance(executor, Executor):
             self._executor = executor
         else:
             self._make = executor
-            self._replace()
-        self.kind = type(self._executor).__name__
+        self.kind = "executor" if self._executor is None else type(executor).__name__
+        self._is_ours = False
+        self._is_broken = False
+        self._to_submit: deque[Errand] = deque()
+        self._submits = False
 
     def start(self, call: Call) -> None:
-        try:
-            future = self._submit(call)
-        except Exception as e:
-            error = e
-            if not isinstance(e, GreendeferError):
-                error = ExecutorFailed(f"{call.name}: {self._executor!r} did not take it: {e!r}")
-                error.__cause__ = e
-            self._home.deliver(call.end, Failure(error))
-            return
-        # What an executor has may wait there. Nobody says when it really starts.
-        call.carried_by = future
-        call.begin()
+        self._to_submit.append(Errand(self._home, call))
+        if not self._submits:
+            self._submits = True
+            self._home.call_where_it_may_wait(self._submit_all)
+
+    def withdraw(self, call: Call) -> bool:
+        errand: Errand = call.carried_by
+        future: Future[Any] | None = errand.carried_by
+        return errand.claim() or (future is not None and future.cancel())
+
+    # Where it may wait: submit() starts threads and processes, and takes locks.
+
+    def _submit_all(self) -> None:
+        while self._to_submit:
+            errand = self._to_submit.popleft()
+            if errand.claim():
+                try:
+                    self._submit(errand)
+                except Exception as e:
+                    error = e
+                    if not isinstance(e, GreendeferError):
+                        what = self._executor or "what should make the executor"
+                        error = ExecutorFailed(f"{errand.name}: {what!r} refused it: {e!r}")
+                        error.__cause__ = e
+                    errand.end(Failure(error))
+        self._submits = False
+
+    def _submit(self, errand: Errand) -> None:
         executor = self._executor
+        if executor is None or self._is_broken:
+            executor = self._replace(executor)
+        f: Callable[[Any], Any] = run_pickled
+        what: Any = errand
+        if _has_threads(executor):
+            f = _run_errand
+        else:
+            what = pickled(errand.call)
+        try:
+            future = executor.submit(f, what)
+        except BrokenExecutor:
+            if not self._can_replace:
+                raise
+            executor = self._replace(executor)
+            future = executor.submit(f, what)  # it has never run
+        errand.carried_by = future
+        if what is not errand:
+            # Nobody tells us when a process really starts it. A thread does by itself.
+            errand.begin()
         future.add_done_callback(  # in whichever thread
-            lambda future: self._home.deliver(lambda _: self._done(call, executor, future), None)
+            lambda future: self._home.deliver(lambda _: self._done(errand, executor, future), None)
         )
 
-    def _submit(self, call: Call) -> Future[Any]:
-        f: Callable[[Any], Any] = run_pickled
-        what: Any
-        if _has_threads(self._executor):
-            f, what = _run_errand, Errand(self._home, call)
-        else:
-            what = pickled(call)
-        try:
-            return self._executor.submit(f, what)
-        except BrokenExecutor:
-            if not self._replace():
-                raise
-            return self._executor.submit(f, what)  # it has never run
+    @property
+    def _can_replace(self) -> bool:
+        return self._make is not None or _is_process_pool(self._executor)
 
-    def _replace(self) -> bool:
-        """Have another executor in place of one that is broken, if there is a way."""
-        broken = getattr(self, "_executor", None)
-        executor = _another(broken) if self._make is None else self._make()
-        if executor is None:
-            return False
+    def _replace(self, old: Executor | None) -> Executor:
+        """Have an executor, or another in place of one that is broken."""
+        executor = _another(old) if self._make is None else self._make()
         if not isinstance(executor, Executor):
-            raise GreendeferError(
-                f"The factory of an ExecutorPool must return one, not {executor!r}"
-            )
-        if self._is_ours and broken is not None:
-            broken.shutdown(wait=False)
+            raise GreendeferError(f"The function of an ExecutorPool returned {executor!r}")
+        if self._is_ours and old is not None:
+            old.shutdown(wait=False)
         self._executor = executor
         self._is_ours = True
-        return True
+        self._is_broken = False
+        return executor
 
-    def _done(self, call: Call, executor: Executor, future: Future[Any]) -> None:
-        if call.carried_by is not future:
+    # In the reactor's thread.
+
+    def _done(self, errand: Errand, executor: Executor, future: Future[Any]) -> None:
+        call = errand.call
+        if call.carried_by is not errand:
             return  # it was withdrawn
         result: Any
         if future.cancelled():
@@ -101,12 +130,13 @@ class ExecutorCarrier:
             call.end(future.result())
             return
         elif isinstance(error, BrokenExecutor):
-            again = executor is not self._executor or self._replace()
+            if executor is self._executor:
+                self._is_broken = self._can_replace
             result = ExecutorFailed(
                 f"{call.name} may have run in part: a worker of {executor!r} has died ({error}). "
                 + (
-                    "It was replaced; later calls go to the new one."
-                    if again
+                    "Another one takes its place for later calls."
+                    if self._can_replace
                     else "Give the ExecutorPool a function that makes one, and it is replaced."
                 )
             )
@@ -114,10 +144,6 @@ class ExecutorCarrier:
         else:
             result = error
         call.end(Failure(result))
-
-    def withdraw(self, call: Call) -> bool:
-        future: Future[Any] | None = call.carried_by
-        return future is not None and future.cancel()
 
     def kill(self, call: Call) -> None:
         pass
@@ -129,7 +155,7 @@ class ExecutorCarrier:
         )
 
     def stop(self) -> None:
-        if self._is_ours:
+        if self._is_ours and self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -142,11 +168,13 @@ def _has_threads(executor: Executor) -> bool:
     )
 
 
-def _another(broken: Any) -> Executor | None:
-    """One like `broken`, if that is a process pool of the standard library."""
-    module = importlib.import_module("concurrent.futures.process")
-    if type(broken) is not module.ProcessPoolExecutor:
-        return None
+def _is_process_pool(executor: Executor | None) -> bool:
+    cls = type(executor)
+    return cls.__name__ == "ProcessPoolExecutor" and cls.__module__ == "concurrent.futures.process"
+
+
+def _another(broken: Any) -> Executor:
+    """A process pool like `broken`."""
     options: dict[str, Any] = {}
     for name in "max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child":
         if hasattr(broken, f"_{name}"):
@@ -158,13 +186,13 @@ def _another(broken: Any) -> Executor | None:
         # The broken one's threads are greenlets, which are still about to clean up. A fork would
         # have copies of them, that do the same.
         options["mp_context"] = importlib.import_module("multiprocessing").get_context("forkserver")
-    another: Executor = module.ProcessPoolExecutor(**options)
+    another: Executor = type(broken)(**options)
     return another
 
 
 def _run_errand(errand: Errand) -> Any:
     """What the threads of a ThreadPoolExecutor run."""
-    result = execute(errand, begins=False)
+    result = execute(errand)
     if isinstance(result, Failure):
         assert result.value is not None
         raise result.value.with_traceback(result.tb)
@@ -196,7 +224,7 @@ def pickled(call: Call) -> bytes:
 def run_pickled(data: bytes) -> Any:
     """Run a call. In the worker process."""
     f, args, kwargs = pickle.loads(data)
-    return f(*args, **kwargs)
+    return copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
 
 
 class _Pickler(pickle.Pickler):

@@ -123,17 +123,15 @@ class _Thread:
         self._carrier.ended(self, *ended)
 
 
-def execute(errand: Errand, begins: bool = True) -> Any:
+def execute(errand: Errand) -> Any:
     """Run one call in this thread.
 
-    :param begins: say so; ``False`` if that was done.
     :returns: its result, or a Failure.
     """
     current: Any = getcurrent()
     outer = getattr(current, "greendefer_call", None)
     current.greendefer_call = errand.call  # see current_call()
-    if begins:
-        errand.begin()
+    errand.begin()
     try:
         return errand.run()
     except BaseException:
