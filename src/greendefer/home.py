@@ -71,14 +71,8 @@ class Home:
 
     def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
         """Call what the standard library says does not wait. Where its threads and locks are
-        gevent's it gives way to other greenlets, which the reactor's greenlet must not do."""
-        if monkey.is_module_patched("threading"):
-            self._call_in_greenlet(f)
-        else:
-            f()
-
-    def _call_in_greenlet(self, f: Callable[[], object]) -> None:
-        raise NotImplementedError
+        gevent's it gives way to other greenlets, and a green reactor has other ones to run."""
+        f()
 
     def deliver(self, fire: Callable[[Any], object], result: Any) -> None:
         """Call ``fire(result)`` in the reactor's greenlet, after all earlier ones. From any
@@ -161,8 +155,11 @@ class GreenHome(Home):
     def green_carrier(self) -> Carrier:
         return GreenletCarrier(self)
 
-    def _call_in_greenlet(self, f: Callable[[], object]) -> None:
-        gevent.spawn(f)
+    def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
+        if monkey.is_module_patched("threading"):
+            gevent.spawn(f)
+        else:
+            f()
 
 
 class ForeignHome(Home):
@@ -183,15 +180,9 @@ class ForeignHome(Home):
         if not monkey.is_module_patched("socket"):
             return ThreadCarrier(self)
         make_greenlet_local()
-        return HelperCarrier(self, self._helper_hub())
-
-    def _call_in_greenlet(self, f: Callable[[], object]) -> None:
-        self._helper_hub().ask(gevent.spawn, f)
-
-    def _helper_hub(self) -> HelperHub:
         if self._helper is None:
             self._helper = HelperHub(self)
-        return self._helper
+        return HelperCarrier(self, self._helper)
 
     def _stop(self) -> None:
         super()._stop()

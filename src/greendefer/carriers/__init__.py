@@ -85,7 +85,10 @@ class Errand:
     # What the thread that claimed it calls; the call hears of it in the reactor's.
 
     def begin(self) -> None:
-        self.home.deliver(_begin, self.call)
+        if self.home.is_here():  # as in a "thread" of a patched executor, which is a greenlet
+            self.call.begin()
+        else:
+            self.home.deliver(_begin, self.call)
 
     def run(self) -> Any:
         return self.call.run()

@@ -10,7 +10,7 @@ from gevent.hub import Waiter
 
 from . import Errand
 from .greenlets import GreenletCarrier, PinnedGreenletCarrier, throw_kill
-from .native import allocate_lock, start_thread
+from .native import ENDING_SECONDS, allocate_lock, start_thread
 
 if TYPE_CHECKING:
     from ..call import Call
@@ -33,7 +33,7 @@ class HelperHub:
         self._failed: BaseException | None = None
         is_there = allocate_lock()
         is_there.acquire()
-        start_thread(lambda: self._run(is_there.release), "greendefer-hub")
+        self._join = start_thread(lambda: self._run(is_there.release), "greendefer-hub")
         is_there.acquire()
         if self._failed is not None:
             raise self._failed
@@ -48,6 +48,7 @@ class HelperHub:
     def stop(self) -> None:
         """Let the thread end, after what was asked before."""
         self.ask(self._ended.switch, None)
+        self._join(ENDING_SECONDS)
 
     def _run(self, is_there: Callable[[], object]) -> None:
         try:

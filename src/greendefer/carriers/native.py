@@ -24,12 +24,21 @@ _start: Callable[[Callable[[], None], tuple[()]], object] = monkey.get_original(
 )
 
 
-def start_thread(f: Callable[[], None], name: str) -> None:
+ENDING_SECONDS = 1.0
+"""How long the reactor, when it stops, waits for threads that have nothing left to do."""
+
+
+def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
     """Run `f` in a new thread, which does not keep the process alive.
 
     :param name: what debuggers show, where ``threading`` is not patched.
+    :returns: what waits until it has ended, or for so many seconds. Whoever tells a thread to end
+        should: in an interpreter that goes down meanwhile, it would crash as it destroys its hub.
     :raises RuntimeError: the operating system has no more threads.
     """
+
+    alive = allocate_lock()
+    alive.acquire()
 
     def run() -> None:
         try:
@@ -39,8 +48,15 @@ def start_thread(f: Callable[[], None], name: str) -> None:
             hub: Any = get_hub_if_exists()
             if hub is not None:
                 hub.destroy(destroy_loop=True)
+            alive.release()
 
     if monkey.is_module_patched("threading"):
         _start(run, ())
     else:
         threading.Thread(target=run, name=name, daemon=True).start()
+
+    def join(timeout: float) -> None:
+        if alive.acquire(timeout=timeout):
+            alive.release()
+
+    return join

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from ..errors import GreendeferError
 from . import Errand
-from .native import IDLE_SECONDS, SimpleQueue, start_thread
+from .native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 
 if TYPE_CHECKING:
     from ..call import Call
@@ -57,8 +57,12 @@ class ThreadCarrier:
         return PinnedThreadCarrier(self._home)
 
     def stop(self) -> None:
-        while self._idle:
-            self._idle.pop().take(None)
+        idle = list(self._idle)
+        self._idle.clear()
+        for thread in idle:
+            thread.take(None)
+        for thread in idle:
+            thread.join(ENDING_SECONDS)
 
     def ended(self, thread: _Thread, call: Call, result: Any) -> None:
         """A thread has run its call, and is free."""
@@ -83,7 +87,7 @@ class _Thread:
         # one, that it was idle for long enough.
         self._vacant: list[bool] = []
         self.has_left = False
-        start_thread(self._run, f"greendefer-{_number()}")
+        self.join = start_thread(self._run, f"greendefer-{_number()}")
 
     def take(self, errand: Errand | None) -> bool:
         """Run this one next; ``None`` ends the thread. ``False`` if it has ended by itself."""
