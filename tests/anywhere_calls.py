@@ -9,6 +9,8 @@ from typing import Any
 import gevent.socket
 from twisted.python import context as twisted_context
 
+import greendefer
+
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
@@ -41,3 +43,18 @@ def dies() -> None:
 
 def exits() -> None:
     raise SystemExit(7)
+
+
+_pool: Any = None
+
+
+@greendefer.green_deferred(pool=lambda _: _pool)
+def plus_one(n: int) -> int:
+    return n + 1
+
+
+def decorated_on(pool: Any) -> Any:
+    """A decorated function, which travels as what it decorates."""
+    global _pool
+    _pool = pool
+    return plus_one

@@ -6,6 +6,7 @@
     greendefer.install()
 """
 
+from .background import start_reactor
 from .bridge import wait_for_deferred, wait_for_greenlet
 from .decorators import blocking_from_greenlet, defer_to_greenlet, green_deferred, with_options
 from .errors import (
@@ -38,6 +39,7 @@ __all__ = [
     "defer_to_greenlet",
     "green_deferred",
     "install",
+    "start_reactor",
     "wait_for_deferred",
     "wait_for_greenlet",
     "with_options",
