@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PATCHED
 
 
+@pytest.mark.skipif(PATCHED, reason="a LocalCluster does not start under gevent's patch")
 @pytest.mark.parametrize("kind", ["green", "stock"])
 def test_on_a_local_cluster(kind: str, run_program: Any) -> None:
     pytest.importorskip("distributed")

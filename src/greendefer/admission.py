@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -154,7 +153,7 @@ class Pool:
         if grace == 0:
             self._kill_all()
         elif grace is not None and self._active:
-            deadline = home.deadlines.at(monotonic() + grace, self._kill_all)
+            deadline = home.deadlines.at(home.now() + grace, self._kill_all)
             closed.addBoth(_stop_deadline, deadline)
         return closed
 
@@ -218,7 +217,7 @@ class Pool:
             self._reject(call, call.closed_error())
             return call
         if timeouts is not None and timeouts.total is not None:
-            call._total_at = monotonic() + timeouts.total
+            call._total_at = home.now() + timeouts.total
         if self._running + self._lingering < self._size and not self._queue:
             self._running += 1
             self._start(call)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +154,7 @@ class Call(Deferred[Any]):
         self.stop_clock()
         when = self._total_at
         if limit is not None:
-            at = monotonic() + limit
+            at = self.pool.home.now() + limit
             when = at if when is None else min(when, at)
         if when is not None:
             self._deadline = self.pool.home.deadlines.at(when, self._expire)

@@ -125,10 +125,12 @@ class Deadlines:
     """A heap of deadlines. Cancelling one is cheap: it stays in the heap, and is passed over.
 
     :param timer: what brings us back in time.
+    :param now: the clock that they go by.
     """
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, now: Callable[[], float] = monotonic) -> None:
         self._timer = timer
+        self._now = now
         self._heap: list[tuple[float, int, Deadline]] = []
         self._number = count().__next__
         self._cancelled = 0
@@ -164,11 +166,12 @@ class Deadlines:
 
     def _expire(self) -> None:
         self.stop()
-        now = monotonic()
+        now = self._now()
+        until = monotonic() + SLICE
         heap = self._heap
         try:
             # A slice of time at once; the timer brings us back for the rest.
-            while heap and heap[0][0] <= now and monotonic() < now + SLICE:
+            while heap and heap[0][0] <= now and monotonic() < until:
                 deadline = heappop(heap)[2]
                 expired = deadline.expired
                 if expired is None:

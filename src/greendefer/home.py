@@ -39,11 +39,14 @@ _home: Home | None = None
 class Home:
     """One installed reactor: what the calls of all pools have in common.
 
+    :ivar now: the clock that all timeouts go by.
     :ivar deadlines: what is to happen in the reactor's greenlet at a time.
     :ivar pools: those that have had a call.
     :ivar waits: greenlets that wait for Deferreds.
     :ivar stopped: the reactor has stopped, and will not deliver anything more.
     """
+
+    now: Callable[[], float] = staticmethod(monotonic)
 
     def __init__(self, reactor: Any, timer: Timer) -> None:
         self.reactor = reactor
