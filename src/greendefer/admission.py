@@ -13,11 +13,13 @@ from typing import Any, ParamSpec, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from . import instrumentation
 from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly
 from .carriers import Carrier
 from .deadlines import Deadline
 from .errors import GreendeferError, PoolFull
 from .home import Home, home_here, home_if_any
+from .instrumentation import Sighting
 from .lending import slot_is_back, wait_begins
 from .policy import OnCancel, PoolStats, Timeouts, check_count, check_seconds
 
@@ -213,6 +215,8 @@ class Pool:
             home = self._bind()
         call = Call(self, f, args, kwargs, timeouts, on_cancel)
         self._submitted += 1
+        if instrumentation._hooks:
+            call.seen = Sighting(call, instrumentation._hooks)
         if self._closed:
             self._reject(call, call.closed_error())
             return call
@@ -235,6 +239,7 @@ class Pool:
         call.state = ENDED
         call.settle("rejected")
         call.forget()
+        call.report()
         call.errback(Failure(error))
 
     def _start(self, call: Call) -> None:

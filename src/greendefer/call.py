@@ -29,6 +29,7 @@ from .policy import OnCancel, Timeouts
 
 if TYPE_CHECKING:
     from .admission import Pool
+    from .instrumentation import Sighting
 
 _log = Logger(namespace="greendefer")
 
@@ -45,6 +46,7 @@ class Call(Deferred[Any]):
     :ivar waits_for: the call that it waits for, while it does nothing else.
     :ivar waiters: the calls that wait for this one.
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
+    :ivar seen: what tells the hooks, if there are any.
     :ivar was_killed: it was told to end.
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
     """
@@ -61,6 +63,7 @@ class Call(Deferred[Any]):
     _deadline: Deadline | None = None
     _total_at: float | None = None
     _inner: Deferred[Any] | None = None
+    seen: Sighting | None = None
 
     def __init__(
         self,
@@ -123,6 +126,8 @@ class Call(Deferred[Any]):
     def begin(self) -> None:
         """It starts to run now."""
         self.state = RUNNING
+        if self.seen is not None:
+            self.seen.started()
         timeouts = self._timeouts
         # It may have been given up on while a thread's message of this was on the way.
         if timeouts is not None and self.outcome is None:
@@ -178,6 +183,7 @@ class Call(Deferred[Any]):
         error = CallTimeout(f"{self.name} {doing} {self.pool}: its limit is {timeouts}")
         how = timeouts.on_expiry or ("kill" if self.pool._carrier.can_kill else "abandon")
         self.pool._give_up(self, "timed_out", how)
+        self.report()
         if not self.called:  # as a canceller of what it waited for may have done
             self.errback(Failure(error))
 
@@ -203,7 +209,14 @@ class Call(Deferred[Any]):
             self._inner = None
             if isinstance(result, Failure):
                 self.settle("failed")
+        self.report()
         self.callback(result)
+
+    def report(self) -> None:
+        """Tell the hooks, once, that it ends."""
+        seen, self.seen = self.seen, None
+        if seen is not None and self.outcome is not None:
+            seen.ended(self.outcome)
 
     def forget(self) -> None:
         """Let go of what only a call that may still run needs."""
@@ -233,3 +246,4 @@ def _cancel(call: Deferred[Any]) -> None:
     """What ``Deferred.cancel()`` calls; afterwards it fires the call with CancelledError."""
     assert isinstance(call, Call)
     call.pool._give_up(call, "cancelled", call._on_cancel)
+    call.report()
