@@ -22,6 +22,7 @@ from .carriers.helper import HelperCarrier, HelperHub
 from .carriers.threads import ThreadCarrier
 from .deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from .errors import GreendeferError
+from .holdups import HoldupWatch
 from .reactor.wait import SLICE, get_thread_ident
 
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ class GreenHome(Home):
         self._thread = wait.hub.thread_ident
         if not reactor.running:
             reactor.interrupt_main.install()
+        self._watch = HoldupWatch(self)
+
+    def _stop(self) -> None:
+        self._watch.stop()
+        super()._stop()
 
     @property
     def greenlet(self) -> greenlet | None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.logger import Logger
 
+from .holdups import warn_of_holdups as warn_of_holdups
+
 if TYPE_CHECKING:
     from .call import Call
 
