@@ -230,7 +230,7 @@ class TestBlockingFromGreenlet:
         with pytest.raises(KeyError) as caught:
             in_thread(later, KeyError())
         names = [f.name for f in traceback.extract_tb(caught.value.__traceback__)]
-        assert "_call_in_thread_of" in names
+        assert "call_in_thread_of" in names
 
     def test_in_a_thread_it_runs_in_the_reactors_greenlet(self, reactor: Any) -> None:
         seen = in_thread(blocking_from_greenlet(gevent.getcurrent))

@@ -42,18 +42,25 @@ class TestRefused:
             """
         )
 
-    def test_a_reactor_that_is_not_green(self, run_program: Any) -> None:
+    def test_waiting_in_the_thread_of_a_reactor_that_is_not_green(self, run_program: Any) -> None:
         run_program(
             """
             import greendefer
             from twisted.internet import selectreactor
             selectreactor.install()
-            try:
-                greendefer.defer_to_greenlet(len, "")
-            except greendefer.GreendeferError as e:
-                assert "SelectReactor" in str(e), e
-            else:
-                raise AssertionError("not refused")
+            from twisted.internet.defer import succeed
+            import gevent
+            for wait in (
+                lambda: greendefer.wait_for_deferred(succeed(1)),
+                lambda: greendefer.wait_for_greenlet(gevent.spawn(len, "")),
+                greendefer.blocking_from_greenlet(len),
+            ):
+                try:
+                    wait()
+                except greendefer.GreendeferError as e:
+                    assert "SelectReactor" in str(e), e
+                else:
+                    raise AssertionError("not refused")
             """
         )
 

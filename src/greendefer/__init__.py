@@ -6,6 +6,7 @@
     greendefer.install()
 """
 
+from .background import start_reactor
 from .blocking import BlockingIterator
 from .bridge import wait_for_deferred, wait_for_greenlet
 from .decorators import (
@@ -15,10 +16,17 @@ from .decorators import (
     green_iterator,
     with_options,
 )
-from .errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, WouldDeadlock
+from .errors import (
+    CallTimeout,
+    ExecutorFailed,
+    GreendeferError,
+    PoolClosed,
+    PoolFull,
+    WouldDeadlock,
+)
 from .iterators import GreenIterator
 from .policy import PoolStats, Timeouts
-from .pool import GreenPool
+from .pool import ExecutorPool, GreenPool, NativeThreadPool
 from .protocols import in_order
 from .proxy import green_proxy
 from .reactor import install
@@ -28,9 +36,12 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "BlockingIterator",
     "CallTimeout",
+    "ExecutorFailed",
+    "ExecutorPool",
     "GreenIterator",
     "GreenPool",
     "GreendeferError",
+    "NativeThreadPool",
     "PoolClosed",
     "PoolFull",
     "PoolStats",
@@ -43,6 +54,7 @@ __all__ = [
     "green_proxy",
     "in_order",
     "install",
+    "start_reactor",
     "wait_for_deferred",
     "wait_for_greenlet",
     "with_options",

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from . import instrumentation
 from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly
 from .carriers import Carrier
 from .deadlines import Deadline
-from .errors import GreendeferError, PoolClosed, PoolFull
+from .errors import GreendeferError, PoolFull
 from .home import Home, home_here, home_if_any
+from .instrumentation import Sighting
 from .lending import slot_is_back, wait_begins
 from .policy import OnCancel, PoolStats, Timeouts, check_count, check_seconds
 
@@ -86,13 +87,20 @@ class Pool:
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name is not None else ""
+        on = f" on {self._carrier.kind}" if self._home is not None else ""
         return (
-            f"<{type(self).__name__}{name} size={self._size} running={self._running} "
+            f"<{type(self).__name__}{name}{on} size={self._size} running={self._running} "
             f"lingering={self._lingering} queued={self._queued}>"
         )
 
     def _make_carrier(self, home: Home) -> Carrier:
         raise NotImplementedError
+
+    def check_timeouts(self, timeouts: Timeouts | None) -> None:
+        """Refuse what these calls can't be held to.
+
+        :raises ValueError: ``on_expiry="kill"``, where nothing can be killed.
+        """
 
     @property
     def size(self) -> int:
@@ -104,10 +112,11 @@ class Pool:
 
         :returns: a Deferred of its result, which fires in the reactor's greenlet. If the pool is
             full or closed it has failed already, with :class:`PoolFull` or :class:`PoolClosed`.
-            Cancelling it ends the call: a queued one never starts, a running one is killed. If
+            Cancelling it ends the call: a queued one never starts, a running one is killed where
+            it can be (a greenlet), else abandoned. If
             `f` returns a Deferred, that is waited for; a coroutine is refused (TypeError).
         :raises TypeError: `f` is not callable.
-        :raises GreendeferError: no green reactor is installed, or this is not its thread.
+        :raises GreendeferError: no reactor is installed, or this is not its thread.
         """
         if not callable(f):
             raise TypeError(f"submit(f, ...) needs something to call, not {f!r}")
@@ -164,7 +173,7 @@ class Pool:
         if grace == 0:
             self._kill_all()
         elif grace is not None and self._active:
-            deadline = home.deadlines.at(monotonic() + grace, self._kill_all)
+            deadline = home.deadlines.at(home.now() + grace, self._kill_all)
             closed.addBoth(_stop_deadline, deadline)
         return closed
 
@@ -175,7 +184,7 @@ class Pool:
         :returns: a Deferred that fires with ``None`` when no call runs.
         """
         drained: Deferred[None] = Deferred()
-        self._reject_queued(self._home_of_calls)
+        self._reject_queued(self.home)
         return self._when_idle(drained)
 
     def _reject_queued(self, home: Home) -> None:
@@ -185,10 +194,14 @@ class Pool:
             self._finish(call)
             home.deliver(call.fire, CLOSED)
 
+    def reactor_stopped(self) -> None:
+        """Nothing can be delivered any more: let go of threads that wait for calls."""
+        self._carrier.stop()
+
     # From here on: what happens to one call.
 
     @property
-    def _home_of_calls(self) -> Home:
+    def home(self) -> Home:
         assert self._home is not None
         return self._home
 
@@ -201,8 +214,8 @@ class Pool:
                     f"{self!r} has calls on a reactor that is no longer the installed one; they "
                     "will never end. Make a new pool for the new reactor."
                 )
-            self._home = home
             self._carrier = self._make_carrier(home)
+            self._home = home
             home.pools.add(self)
             self._closed = self._closed or home.stopped
         return home
@@ -224,11 +237,13 @@ class Pool:
             home = self._bind()
         timeouts = call._timeouts
         self._submitted += 1
+        if instrumentation._hooks:
+            call.seen = Sighting(call, instrumentation._hooks)
         if self._closed:
-            self._reject(call, self.closed_error(call))
+            self._reject(call, call.closed_error())
             return call
         if timeouts is not None and timeouts.total is not None:
-            call._total_at = monotonic() + timeouts.total
+            call._total_at = home.now() + timeouts.total
         if self._running + self._lingering < self._size and not self._queue:
             self._running += 1
             self._start(call)
@@ -242,13 +257,11 @@ class Pool:
             self._reject(call, PoolFull(f"{error}{self.max_queued}"))
         return call
 
-    def closed_error(self, call: Call) -> PoolClosed:
-        return PoolClosed(f"{call.name}: {self!r} is closed, or its reactor has stopped")
-
     def _reject(self, call: Call, error: Exception) -> None:
         call.state = ENDED
         call.settle("rejected")
         call.forget()
+        call.report()
         call.errback(Failure(error))
 
     def _start(self, call: Call) -> None:
@@ -281,11 +294,11 @@ class Pool:
                 # Its own time goes on until that one has fired; its slot does not.
                 call.settle("completed")
                 call._inner = result
-                result.addBoth(lambda value: self._home_of_calls.deliver(call.fire, value))
+                result.addBoth(lambda value: self.home.deliver(call.fire, value))
             else:
                 call.settle("failed" if isinstance(result, Failure) else "completed")
                 call.stop_clock()
-                self._home_of_calls.deliver(call.fire, result)
+                self.home.deliver(call.fire, result)
         else:  # nobody hears it any more
             if call.lender is None:
                 self._lingering -= 1
@@ -334,7 +347,7 @@ class Pool:
             return
         if call.lender is None:
             self._lingering += 1
-        if how == "kill":
+        if how == "kill" and self._carrier.can_kill:
             self._kill(call)
 
     def _when_idle(self, idle: Deferred[None]) -> Deferred[None]:
@@ -349,8 +362,8 @@ class Pool:
         for call in list(self._active):
             if call.outcome is None:
                 self._give_up(call, "cancelled", "kill")
-                self._home_of_calls.deliver(call.fire, CLOSED)
-            elif not call.was_killed:
+                self.home.deliver(call.fire, CLOSED)
+            elif not call.was_killed and self._carrier.can_kill:
                 self._kill(call)
         self._fire_closers()
 
@@ -361,7 +374,7 @@ class Pool:
     def _fire_closers(self) -> None:
         closers, self._closers = self._closers, []
         for closed in closers:
-            self._home_of_calls.deliver(closed.callback, None)
+            self.home.deliver(closed.callback, None)
 
     # For lending.
 

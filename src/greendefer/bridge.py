@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import copy_context
-from inspect import iscoroutine
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
 import gevent
-from gevent import monkey
-from gevent._hub_local import get_hub_if_exists
 from gevent.exceptions import LoopExit
 from gevent.hub import Waiter
 from greenlet import GreenletExit, getcurrent
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .call import ENDED, Call, cancel_quietly
-from .carriers.greenlets import Kill, current_call
+from .call import Call, cancel_quietly, current_call
+from .carriers.greenlets import Kill
+from .crossing import as_deferred, borrower_of, call_in_thread_of
 from .errors import CallTimeout, GreendeferError, WouldDeadlock
-from .home import Home, has_stopped, home_here, installed_reactor, is_reactor_thread
+from .home import (
+    GreenHome,
+    green_home_here,
+    home_here,
+    installed_reactor,
+    is_reactor_thread,
+)
 from .lending import wait_begins, wait_ends
 from .policy import check_seconds
 
 T = TypeVar("T")
-
-_native_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
 
 
 def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
@@ -57,15 +58,24 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
             f"wait_for_deferred(d) needs a Deferred, not {d!r}. For a coroutine or a function, "
             "use blocking_from_greenlet."
         )
-    home = home_here()
-    refuse_to_deadlock(home)
-    return _wait(home, d, timeout)
+    return _wait(home_to_wait_in(), d, timeout)
 
 
-def refuse_to_deadlock(home: Home) -> None:
-    """
+def home_to_wait_in() -> GreenHome:
+    """The home of the installed reactor, for a greenlet of its thread that may wait.
+
     :raises WouldDeadlock: the current greenlet is one that must not wait.
+    :raises GreendeferError: as :func:`~greendefer.home.home_here`.
     """
+    home = home_here()
+    if not isinstance(home, GreenHome):
+        raise WouldDeadlock(
+            "This is the reactor's own thread, and the installed reactor, "
+            f"{type(home.reactor).__name__}, does not run on gevent's hub: while anything waits "
+            "here, nothing can fire. Use the Deferred itself (addCallback, or await it in an "
+            "async def), or run this function elsewhere: decorate it with @green_deferred, or "
+            "call defer_to_greenlet(f, ...)."
+        )
     current = getcurrent()
     if current is home.greenlet:
         raise WouldDeadlock(
@@ -78,6 +88,7 @@ def refuse_to_deadlock(home: Home) -> None:
             "This is gevent's hub, which runs the loop: it must not wait. Run this function in a "
             "greenlet: gevent.spawn(f), or defer_to_greenlet(f, ...)."
         )
+    return home
 
 
 class _Wait:
@@ -95,7 +106,7 @@ class _Wait:
         "timed_out",
     )
 
-    def __init__(self, home: Home, d: Deferred[Any]) -> None:
+    def __init__(self, home: GreenHome, d: Deferred[Any]) -> None:
         self.home = home
         self.d = d
         self.fired = self.timed_out = self.stopped = self.given_up = False
@@ -154,7 +165,7 @@ class _Wait:
             self._waiter = None
 
 
-def _wait(home: Home, d: Deferred[T], timeout: float | None) -> T:
+def _wait(home: GreenHome, d: Deferred[T], timeout: float | None) -> T:
     wait = _Wait(home, d)
     d.addBoth(wait.fire)
     if not wait.fired:
@@ -221,19 +232,15 @@ def _take_back_slot(
     :returns: what to raise afterwards: the first that was thrown into this greenlet, but a kill
         before anything else.
     """
-    lender: Call | None = me
-    while lender is not None:
-        borrower = lender.borrower
-        while borrower is not None and borrower.state != ENDED:
-            borrower.when_ended = wait.resume
-            try:
-                wait.park()
-            except LoopExit as e:
-                return e
-            except BaseException as e:
-                if interrupted is None or isinstance(e, Kill):
-                    interrupted = e
-        lender = lender.pool.host
+    while (borrower := borrower_of(me)) is not None:
+        borrower.when_ended = wait.resume
+        try:
+            wait.park()
+        except LoopExit as e:
+            return e
+        except BaseException as e:
+            if interrupted is None or isinstance(e, Kill):
+                interrupted = e
     return interrupted
 
 
@@ -259,7 +266,7 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
         raise TypeError(
             f"wait_for_greenlet(g) needs a gevent.Greenlet, as gevent.spawn() returns, not {g!r}"
         )
-    home = home_here()
+    home = green_home_here()
     if g.loop is not home.loop:
         raise GreendeferError(f"{g!r} runs on the hub of another thread than the reactor's")
     d: Deferred[T] = Deferred(lambda _: g.unlink(ended))
@@ -285,88 +292,7 @@ def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
     """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
     reactor = installed_reactor()
     if not is_reactor_thread(reactor):
-        return _call_in_thread_of(reactor, f, timeout)
-    home = home_here()
-    refuse_to_deadlock(home)
-    result = _as_deferred(f())
+        return call_in_thread_of(reactor, f, timeout)
+    home = home_to_wait_in()
+    result = as_deferred(f())
     return _wait(home, result, timeout) if isinstance(result, Deferred) else result
-
-
-def _as_deferred(result: Any) -> Any:
-    return Deferred.fromCoroutine(result) if iscoroutine(result) else result
-
-
-def _call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None) -> Any:
-    """From another thread: it sleeps, or, if it has a hub of its own, its other greenlets go on."""
-    if has_stopped(reactor):
-        raise GreendeferError("The reactor has stopped: what it is asked to call is never called")
-    outcome: list[tuple[Any, TracebackType | None]] = []
-    running: list[Deferred[Any]] = []
-    wake, sleep = _thread_sleeper()
-    context = copy_context()
-    stopped = Failure(GreendeferError("The reactor has stopped, and the result is not there"))
-
-    def call() -> Any:
-        return _as_deferred(context.run(f))
-
-    def start() -> None:
-        d: Deferred[Any] = maybeDeferred(call)
-        running.append(d)
-        trigger = reactor.addSystemEventTrigger("after", "shutdown", finish, stopped)
-        d.addBoth(finish)
-        d.addBoth(lambda _: _remove_trigger(reactor, trigger))
-
-    def finish(result: Any) -> None:
-        if not outcome:
-            outcome.append((result, result.tb if isinstance(result, Failure) else None))
-            wake()
-
-    def cancel() -> None:
-        for d in running:
-            cancel_quietly(d)
-
-    reactor.callFromThread(start)
-    try:
-        in_time = sleep(timeout)
-    except BaseException:
-        reactor.callFromThread(cancel)
-        raise
-    if not in_time:
-        reactor.callFromThread(cancel)
-        raise CallTimeout(f"The wait for the reactor's thread took longer than {timeout} s")
-    result, tb = outcome[0]
-    if isinstance(result, Failure):
-        assert result.value is not None
-        raise result.value.with_traceback(tb)
-    return result
-
-
-def _thread_sleeper() -> tuple[Callable[[], object], Callable[[float | None], bool]]:
-    """How this thread waits for another one: ``wake()`` is for that one, and thread-safe;
-    ``sleep(timeout)`` is for this one, and tells whether it was woken in time."""
-    hub = get_hub_if_exists()
-    if hub is None or getcurrent() is hub:
-        lock = _native_lock()
-        lock.acquire()
-        return lock.release, lambda timeout: bool(
-            lock.acquire(timeout=-1 if timeout is None else timeout)
-        )
-    woken: Any = hub.loop.async_()
-    waiter: Waiter[None] = Waiter(hub)
-    # Now, not when it sleeps: libev forgets what was sent before the start (ev_async_start).
-    woken.start(waiter.switch, None)
-
-    def sleep(timeout: float | None) -> bool:
-        with woken, gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
-            waiter.get()
-            return True
-        return False
-
-    return woken.send, sleep
-
-
-def _remove_trigger(reactor: Any, trigger: Any) -> None:
-    try:
-        reactor.removeSystemEventTrigger(trigger)
-    except ValueError:
-        pass  # it is shutdown that fired it

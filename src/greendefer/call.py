@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from greenlet import getcurrent
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python import context as twisted_context
@@ -23,12 +23,13 @@ from twisted.python.reflect import safe_repr
 
 from . import _twistedcontext
 from .deadlines import Deadline
-from .errors import CallTimeout
+from .errors import CallTimeout, PoolClosed
 from .lending import wait_ends
 from .policy import OnCancel, Timeouts
 
 if TYPE_CHECKING:
     from .admission import Pool
+    from .instrumentation import Sighting
 
 _log = Logger(namespace="greendefer")
 
@@ -45,6 +46,7 @@ class Call(Deferred[Any]):
     :ivar waits_for: the call that it waits for, while it does nothing else.
     :ivar waiters: the calls that wait for this one.
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
+    :ivar seen: what tells the hooks, if there are any.
     :ivar was_killed: it was told to end.
     :ivar is_leaving: its function has ended, and what its pool has ``around`` it is being left.
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
@@ -63,6 +65,7 @@ class Call(Deferred[Any]):
     _deadline: Deadline | None = None
     _total_at: float | None = None
     _inner: Deferred[Any] | None = None
+    seen: Sighting | None = None
 
     def __init__(
         self,
@@ -94,6 +97,19 @@ class Call(Deferred[Any]):
         return name if isinstance(name, str) else safe_repr(f)
 
     @property
+    def call(self) -> Call:
+        """Itself: what runs it may have it inside of an :class:`~greendefer.carriers.Errand`."""
+        return self
+
+    def closed_error(self) -> PoolClosed:
+        return PoolClosed(f"{self.name}: {self.pool!r} is closed, or its reactor has stopped")
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What it calls the function with."""
+        return self._args, self._kwargs
+
+    @property
     def is_queued(self) -> bool:
         """Does it wait for a slot?"""
         return self.state == QUEUED
@@ -105,11 +121,18 @@ class Call(Deferred[Any]):
 
     # What a carrier calls.
 
+    def claim(self) -> bool:
+        """Does it wait to be run, still?"""
+        return self.state == STARTED
+
     def begin(self) -> None:
         """It starts to run now."""
         self.state = RUNNING
+        if self.seen is not None:
+            self.seen.started()
         timeouts = self._timeouts
-        if timeouts is not None:
+        # It may have been given up on while a thread's message of this was on the way.
+        if timeouts is not None and self.outcome is None:
             self._set_deadline(timeouts.running)
 
     def run(self) -> Any:
@@ -150,10 +173,10 @@ class Call(Deferred[Any]):
         self.stop_clock()
         when = self._total_at
         if limit is not None:
-            at = monotonic() + limit
+            at = self.pool.home.now() + limit
             when = at if when is None else min(when, at)
         if when is not None:
-            self._deadline = self.pool._home_of_calls.deadlines.at(when, self._expire)
+            self._deadline = self.pool.home.deadlines.at(when, self._expire)
 
     def stop_clock(self) -> None:
         """It can't expire any more."""
@@ -174,6 +197,7 @@ class Call(Deferred[Any]):
         error = CallTimeout(f"{self.name} {doing} {self.pool}: its limit is {timeouts}")
         how = timeouts.on_expiry or ("kill" if self.pool._carrier.can_kill else "abandon")
         self.pool._give_up(self, "timed_out", how)
+        self.report()
         if not self.called:  # as a canceller of what it waited for may have done
             self.errback(Failure(error))
 
@@ -194,12 +218,19 @@ class Call(Deferred[Any]):
             return
         self.stop_clock()
         if result is CLOSED:
-            result = Failure(self.pool.closed_error(self))
+            result = Failure(self.closed_error())
         if self._inner is not None:
             self._inner = None
             if isinstance(result, Failure):
                 self.settle("failed")
+        self.report()
         self.callback(result)
+
+    def report(self) -> None:
+        """Tell the hooks, once, that it ends."""
+        seen, self.seen = self.seen, None
+        if seen is not None and self.outcome is not None:
+            seen.ended(self.outcome)
 
     def forget(self) -> None:
         """Let go of what only a call that may still run needs."""
@@ -210,6 +241,11 @@ class Call(Deferred[Any]):
 CLOSED: Any = object()
 """The result of a call whose pool was closed. Its error is made when it is delivered: there may be
 thousands of them at once."""
+
+
+def current_call() -> Call | None:
+    """The call that the current greenlet, or the current thread outside of any, runs."""
+    return getattr(getcurrent(), "greendefer_call", None)
 
 
 def cancel_quietly(d: Deferred[Any]) -> None:
@@ -224,3 +260,4 @@ def _cancel(call: Deferred[Any]) -> None:
     """What ``Deferred.cancel()`` calls; afterwards it fires the call with CancelledError."""
     assert isinstance(call, Call)
     call.pool._give_up(call, "cancelled", call._on_cancel)
+    call.report()

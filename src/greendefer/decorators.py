@@ -159,8 +159,8 @@ def green_deferred(
     :raises TypeError: `func` is not callable, or is an ``async def``; an option has a wrong type.
     :raises ValueError: an option has a value that is not allowed.
 
-    Calling the result raises :class:`GreendeferError` where no green reactor is installed, or in
-    another thread than the reactor's.
+    Calling the result raises :class:`GreendeferError` where no reactor is installed, or in another
+    thread than the reactor's.
     """
     green = ReturnsDeferred(pool, timeout, on_cancel)
 
@@ -334,7 +334,7 @@ def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
 
     :returns: a Deferred of its result, which fires in the reactor's greenlet.
     :raises TypeError: `f` is not callable.
-    :raises GreendeferError: no green reactor is installed, or this is not its thread.
+    :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
     return default_pool.submit(f, *args, **kwargs)
 
@@ -421,8 +421,9 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
 
         for event in events(url): ...
 
-    :param func: returns a Deferred, a coroutine (an ``async def`` may be decorated), an async
-        iterator, an async context manager or a plain value.
+    :param func: returns a Deferred, a coroutine (an ``async def`` may be decorated), an asyncio
+        future (on an asyncio reactor), an async iterator, an async context manager or a plain
+        value.
     :param timeout: seconds after which what is waited for is cancelled; ``None`` is no limit. It
         counts for each step of an iterator, and for each end of a ``with`` block.
     :returns: the decorated callable. It returns the value, or raises the original exception, with
@@ -432,8 +433,8 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
     :raises ValueError: `timeout` is negative or NaN.
 
     Calling the result raises :class:`CallTimeout`; :class:`WouldDeadlock` in the reactor's own
-    greenlet; and :class:`GreendeferError` where no reactor is installed, or the caller's thread
-    runs one that is not green.
+    greenlet (in its thread, if it is not green); and :class:`GreendeferError` where no reactor is
+    installed, or it has stopped.
     """
     blocking = Blocking(timeout)
 

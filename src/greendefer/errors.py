@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import BrokenExecutor
+
 from twisted.internet import defer
 
 
 class GreendeferError(Exception):
     """The base of greendefer's own errors.
 
-    Raised as it is where a call can't be made at all: no reactor is installed, the installed
-    reactor does not run on gevent's hub, or the calling thread is not the reactor's.
+    Raised as it is where a call can't be made at all: no reactor is installed, it has stopped, or
+    the calling thread is not the reactor's.
     """
 
 
@@ -25,6 +27,14 @@ class PoolClosed(GreendeferError):
 
     It is the result of the Deferred of a call made after that, of one that was still queued then,
     and of one that was killed when the grace of ``close(grace=...)`` was over.
+    """
+
+
+class ExecutorFailed(GreendeferError, BrokenExecutor):
+    """An :class:`ExecutorPool`'s executor did not do its part: a worker process died, or it was
+    shut down. The call may have run in part, or not at all.
+
+    It is also :class:`concurrent.futures.BrokenExecutor`; what happened is its ``__cause__``.
     """
 
 

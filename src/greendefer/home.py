@@ -9,18 +9,25 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+import gevent
 from gevent import hub as gevent_hub
-from gevent.hub import Hub
+from gevent import monkey
 from greenlet import greenlet
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python import threadable
 
-from .deadlines import Deadlines
+from ._twistedcontext import make_greenlet_local
+from .carriers.greenlets import GreenletCarrier
+from .carriers.helper import HelperCarrier, HelperHub
+from .carriers.threads import ThreadCarrier
+from .deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from .errors import GreendeferError
+from .holdups import HoldupWatch
 from .reactor.wait import SLICE, get_thread_ident
 
 if TYPE_CHECKING:
     from .admission import Pool
+    from .carriers import Carrier
     from .reactor.wait import CooperativeWait
 
 SHUTDOWN_GRACE = 1.0
@@ -32,27 +39,25 @@ _home: Home | None = None
 
 
 class Home:
-    """One reactor and the hub that it runs on: what the calls of all pools have in common.
+    """One installed reactor: what the calls of all pools have in common.
 
+    :ivar now: the clock that all timeouts go by.
     :ivar deadlines: what is to happen in the reactor's greenlet at a time.
     :ivar pools: those that have had a call.
     :ivar waits: greenlets that wait for Deferreds.
     :ivar stopped: the reactor has stopped, and will not deliver anything more.
     """
 
-    def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
+    now: Callable[[], float] = staticmethod(monotonic)
+
+    def __init__(self, reactor: Any, timer: Timer) -> None:
         self.reactor = reactor
-        self.wait = wait
-        self.hub: Hub = wait.hub
-        self.loop: Any = wait.hub.loop
         self.call_soon: Callable[..., object] = reactor.callFromThread
-        self.deadlines: Deadlines = Deadlines(self.loop, self.call_soon)
+        self.deadlines: Deadlines = Deadlines(timer)
         self.pools: WeakSet[Pool] = WeakSet()
-        self._thread = wait.hub.thread_ident
+        self._thread: int = get_thread_ident()
         self._outbox: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._posted = False
-        if not reactor.running:
-            reactor.interrupt_main.install()
         self.stopped: bool = has_stopped(reactor)
         self.waits: set[Any] = set()
         reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
@@ -65,13 +70,18 @@ class Home:
             get_thread_ident() == self._thread
         )
 
-    @property
-    def greenlet(self) -> greenlet | None:
-        """The reactor's greenlet, while the reactor runs."""
-        return self.wait.greenlet
+    def green_carrier(self) -> Carrier:
+        """What runs the calls of a :class:`GreenPool` here."""
+        raise NotImplementedError
+
+    def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
+        """Call what the standard library says does not wait. Where its threads and locks are
+        gevent's it gives way to other greenlets, and a green reactor has other ones to run."""
+        f()
 
     def deliver(self, fire: Callable[[Any], object], result: Any) -> None:
-        """Call ``fire(result)`` in the reactor's greenlet, after all earlier ones."""
+        """Call ``fire(result)`` in the reactor's greenlet, after all earlier ones. From any
+        thread: what was appended before the flag is asked, the flush that clears it will find."""
         self._outbox.append((fire, result))
         if not self._posted:
             self._posted = True
@@ -118,8 +128,76 @@ class Home:
 
     def _stop(self) -> None:
         self.deadlines.stop()
+        for pool in list(self.pools):
+            pool.reactor_stopped()
         for wait in list(self.waits):
             wait.reactor_stopped()
+
+
+class GreenHome(Home):
+    """A reactor that runs on gevent's hub: greenlets are carried by that hub, too.
+
+    :ivar wait: where it waits.
+    :ivar hub: the hub, and `loop`, its loop.
+    :ivar make_way: see :meth:`CooperativeWait.make_way`.
+    """
+
+    def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
+        self.wait = wait
+        self.hub = wait.hub
+        self.loop: Any = wait.hub.loop
+        self.make_way = wait.make_way
+        super().__init__(reactor, HubTimer(self.loop, reactor.callFromThread))
+        self._thread = wait.hub.thread_ident
+        if not reactor.running:
+            reactor.interrupt_main.install()
+        self._watch = HoldupWatch(self)
+
+    def _stop(self) -> None:
+        self._watch.stop()
+        super()._stop()
+
+    @property
+    def greenlet(self) -> greenlet | None:
+        """The reactor's greenlet, while the reactor runs."""
+        return self.wait.greenlet
+
+    def green_carrier(self) -> Carrier:
+        return GreenletCarrier(self)
+
+    def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
+        if monkey.is_module_patched("threading"):
+            gevent.spawn(f)
+        else:
+            f()
+
+
+class ForeignHome(Home):
+    """Any other reactor. Greenlets in its thread would never run, so calls run in other threads:
+    in greenlets of one helper thread where sockets are patched, else in native threads, since
+    unpatched code that waits would hold that hub."""
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__(reactor, ThreadTimer(reactor.callFromThread))
+        self._helper: HelperHub | None = None
+        # It may yet be run in another thread than the one that made its first call.
+        reactor.callWhenRunning(self._runs_here)
+
+    def _runs_here(self) -> None:
+        self._thread = get_thread_ident()
+
+    def green_carrier(self) -> Carrier:
+        if not monkey.is_module_patched("socket"):
+            return ThreadCarrier(self)
+        make_greenlet_local()
+        if self._helper is None:
+            self._helper = HelperHub(self)
+        return HelperCarrier(self, self._helper)
+
+    def _stop(self) -> None:
+        super()._stop()
+        if self._helper is not None:
+            self._helper.stop()
 
 
 def installed_reactor() -> Any:
@@ -138,7 +216,11 @@ def installed_reactor() -> Any:
 
 
 def is_reactor_thread(reactor: Any) -> bool:
-    """Is the calling thread the one that runs, or will run, the reactor?"""
+    """Is the calling thread the one that runs, or will run, the reactor?
+
+    Where Twisted itself was imported patched, its threads are greenlets: for a reactor that is
+    not ours, the answer is then ``True`` in the greenlet that runs it, and in no other.
+    """
     wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
     if wait is not None:
         return wait.is_this_thread()
@@ -150,36 +232,62 @@ def is_reactor_thread(reactor: Any) -> bool:
 def home_here() -> Home:
     """The home of the installed reactor, for a caller in its thread.
 
-    :raises GreendeferError: no reactor is installed, or not a green one, or it runs in another
-        thread.
+    :raises GreendeferError: no reactor is installed, it can't be called from threads, or it runs
+        in another thread.
     """
     global _home
     home = _home
     if home is not None and home.is_here():
         return home
     reactor = installed_reactor()
-    wait = getattr(reactor, "cooperative_wait", None)
-    if wait is None:
-        raise GreendeferError(
-            f"The installed reactor, {type(reactor).__module__}.{type(reactor).__qualname__}, "
-            "does not run on gevent's hub, so greenlets in its thread would never run. Call "
-            "greendefer.install() at the top of the program, before anything imports "
-            "twisted.internet.reactor."
-        )
     if not is_reactor_thread(reactor):
         raise GreendeferError(
             "This is not the reactor's thread. Call from there with "
             "reactor.callFromThread(f, ...), or decorate a function that makes the call with "
             "@blocking_from_greenlet: it may be called from any thread, and waits for the result."
         )
-    if home is None or home.reactor is not reactor or home.hub is not wait.hub:
-        _home = home = Home(reactor, wait)
+    if not hasattr(reactor, "callFromThread"):
+        raise GreendeferError(
+            f"The installed reactor, {_name_of(reactor)}, has no callFromThread(), so nothing can "
+            "come back to it from another thread or greenlet. (A test on a reactor in memory uses "
+            "a pool of greendefer.testing.)"
+        )
+    wait = getattr(reactor, "cooperative_wait", None)
+    if wait is None:
+        if home is None or home.reactor is not reactor:
+            _home = home = ForeignHome(reactor)
+    elif not isinstance(home, GreenHome) or home.reactor is not reactor or home.hub is not wait.hub:
+        _home = home = GreenHome(reactor, wait)
     return home
+
+
+def green_home_here() -> GreenHome:
+    """The home of a reactor that is green, for a caller in its thread.
+
+    :raises GreendeferError: as :func:`home_here`; or the reactor is not green.
+    """
+    home = home_here()
+    if isinstance(home, GreenHome):
+        return home
+    raise GreendeferError(
+        f"The installed reactor, {_name_of(home.reactor)}, does not run on gevent's hub, so a "
+        "greenlet in its thread that waits would never go on. Call greendefer.install() at the "
+        "top of the program, before anything imports twisted.internet.reactor."
+    )
+
+
+def home_if_made(reactor: Any) -> Home | None:
+    """The home of `reactor`, if it has one already. For any thread."""
+    return _home if _home is not None and _home.reactor is reactor else None
 
 
 def home_if_any() -> Home | None:
     """The home of the installed reactor, if it has one, and this is its thread."""
     return _home if _home is not None and _home.is_here() else None
+
+
+def _name_of(reactor: Any) -> str:
+    return f"{type(reactor).__module__}.{type(reactor).__qualname__}"
 
 
 def has_stopped(reactor: Any) -> bool:

@@ -247,7 +247,7 @@ class Stream:
             entered = worker.open(self._timeouts)
             self.worker = worker
             entered.addCallbacks(self._got_slot, self._got_no_slot)
-        self._call_soon = worker._home_of_calls.call_soon
+        self._call_soon = worker.home.call_soon
         worker.at_exit(self._close_source)
         return worker
 
@@ -333,7 +333,7 @@ class Stream:
             self._deadline = None
         if when is not None:
             assert self.worker is not None
-            self._deadline = self.worker._home_of_calls.deadlines.at(when, self._expire)
+            self._deadline = self.worker.home.deadlines.at(when, self._expire)
 
     def _expire(self) -> None:
         self._deadline = None

@@ -108,6 +108,17 @@ def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:
     return Timeouts(total=value)
 
 
+def refuse_to_kill(what: str, why: str, timeouts: Timeouts | None) -> None:
+    """Refuse the promise of an end where none can be made.
+
+    :raises ValueError: `timeouts` says ``on_expiry="kill"``.
+    """
+    if timeouts is not None and timeouts.on_expiry == "kill":
+        raise ValueError(
+            f"Timeouts(on_expiry='kill') can't be had on a {what}: {why}. Use 'abandon', or None."
+        )
+
+
 def check_on_cancel(what: str, value: OnCancel) -> None:
     """Refuse an unknown ``on_cancel=``.
 

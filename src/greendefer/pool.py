@@ -1,8 +1,9 @@
-"""Pools of greenlets."""
+"""Pools: of greenlets, of native threads, and of whatever an executor has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,18 +11,43 @@ from greenlet import GreenletExit
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .admission import Pool
+from .admission import Around, Pool
 from .call import Call
-from .carriers import Carrier
-from .carriers.greenlets import GreenletCarrier, PinnedCarrier
+from .carriers import Carrier, PinnedCarrier
+from .carriers.executors import ExecutorCarrier
+from .carriers.threads import ThreadCarrier
 from .home import Home
-from .policy import Timeouts
+from .policy import Timeouts, refuse_to_kill
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class GreenPool(Pool):
+class WithWorkers(Pool):
+    """A pool that can keep one of its workers for several calls."""
+
+    def worker(self) -> PoolWorker:
+        """Keep one worker for several calls, for what is tied to its thread or greenlet: a
+        transaction, a cursor.
+
+        ::
+
+            async with pool.worker() as w:
+                await w.submit(connection.begin)
+                await w.submit(connection.execute, sql)
+
+        It holds one slot of the pool from enter to exit, and counts there as one call; ``async
+        with`` waits for a free slot. Its calls run one at a time, in order. Leaving the block
+        waits for those submitted; when an exception leaves it, a call that still runs is killed,
+        and queued ones fail with :class:`PoolClosed`. So they do when the pool itself is closed
+        and its grace is over; then leaving the block raises that too.
+
+        :returns: an async context manager, whose value has :meth:`PoolWorker.submit`.
+        """
+        return PoolWorker(self)
+
+
+class GreenPool(WithWorkers):
     """Runs calls in greenlets of the reactor's thread, at most `size` of them at once.
 
     The greenlets are workers that are used again, as threads of a thread pool are: what a call
@@ -36,6 +62,11 @@ class GreenPool(Pool):
     A pool may be made before the reactor is installed, at the top of a module for instance. It
     belongs to the reactor of its first call, and is closed when that stops, with one second of
     grace.
+
+    Where the installed reactor does not run on gevent's hub, greenlets in its thread would never
+    run. Then the calls run elsewhere, and ``repr(pool)`` says where: in greenlets on the hub of
+    one helper thread, if sockets are patched; else in native threads, as those of a
+    :class:`NativeThreadPool`, which can only be abandoned.
 
     What each call needs before and after can be said once, in `around`: a callable without
     arguments that returns a context manager, such as a function decorated with
@@ -63,27 +94,106 @@ class GreenPool(Pool):
     """
 
     def _make_carrier(self, home: Home) -> Carrier:
-        return GreenletCarrier(home)
+        return home.green_carrier()
 
-    def worker(self) -> PoolWorker:
-        """Keep one worker for several calls, for what is tied to its thread or greenlet: a
-        transaction, a cursor.
 
-        ::
+class NativeThreadPool(WithWorkers):
+    """Runs calls in native threads, at most `size` of them at once: for C code that holds the
+    loop (mysqlclient, sqlite3, image codecs), and for what takes long to compute.
 
-            async with pool.worker() as w:
-                await w.submit(connection.begin)
-                await w.submit(connection.execute, sql)
+    They are the operating system's threads also under ``gevent.monkey.patch_all()``. A thread is
+    started when none is free, is used again, and ends when nobody needed it for 10 seconds. None
+    keeps the process alive.
 
-        It holds one slot of the pool from enter to exit, and counts there as one call; ``async
-        with`` waits for a free slot. Its calls run one at a time, in order. Leaving the block
-        waits for those submitted; when an exception leaves it, a call that still runs is killed,
-        and queued ones fail with :class:`PoolClosed`. So they do when the pool itself is closed
-        and its grace is over; then leaving the block raises that too.
+    `around` is that of :class:`GreenPool`.
 
-        :returns: an async context manager, whose value has :meth:`submit`.
-        """
-        return PoolWorker(self)
+    It is as :class:`GreenPool` in all else, but a thread can't be ended from outside: a call that
+    is cancelled or out of time while it runs is **abandoned**. Its Deferred fires at once, what
+    it comes to is dropped, and it holds its slot (``stats().lingering``) until it has ended.
+
+    :param size: how many calls run at once.
+    :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
+    :param name: what it is called in messages.
+    :raises TypeError: `size` or `max_queued` is not a whole number, or `name` is not a string.
+    :raises ValueError: `size` is below 1, or `max_queued` below 0.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        max_queued: int | None = None,
+        name: str | None = None,
+        around: Around | None = None,
+    ) -> None:
+        super().__init__(size, max_queued=max_queued, name=name, around=around)
+
+    def _make_carrier(self, home: Home) -> Carrier:
+        return ThreadCarrier(home)
+
+    def check_timeouts(self, timeouts: Timeouts | None) -> None:
+        refuse_to_kill("NativeThreadPool", "a thread can't be ended from outside", timeouts)
+
+
+class ExecutorPool(Pool):
+    """Runs calls on a ``concurrent.futures.Executor``, at most `size` of them at once: in the
+    processes of a ``ProcessPoolExecutor``, or past one machine, on a Dask cluster
+    (``distributed.Client(...).get_executor()``).
+
+    ::
+
+        processes = ExecutorPool(lambda: ProcessPoolExecutor(4), 4)
+
+        @green_deferred(pool=processes)
+        def thumbnail(path): ...
+
+    Functions travel by their qualified name, decorated ones too, so they must be importable where
+    they run; arguments and results are pickled. ``contextvars`` and Twisted's log context stay
+    behind. (To a ``ThreadPoolExecutor`` calls go as they are, and nothing stays behind.)
+
+    A call that is cancelled or out of time before the executor has started it is withdrawn; else
+    it is abandoned: it holds its slot until it has ended, and what it comes to is dropped. What
+    the executor has taken counts as running, also where it has a queue of its own.
+
+    If a worker process dies, the calls that the executor had fail with :class:`ExecutorFailed`.
+    The executor is then broken for good, so it is replaced for later calls: by another that the
+    function makes; by one with the same options, if it is a ``ProcessPoolExecutor``. Other
+    executors (Dask replaces its workers by itself) are asked again, and may refuse.
+
+    Where processes are forked, they inherit the state of gevent's hub: have them started anew,
+    with ``mp_context=multiprocessing.get_context("spawn")`` or ``"forkserver"``.
+
+    :param executor: an executor, which stays yours to shut down; or a function that makes one,
+        which is called when it is needed, and whose executors are shut down with the reactor.
+    :param size: how many calls the executor gets at once.
+    :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
+    :param name: what it is called in messages.
+    :raises TypeError: `executor` is neither, `size` or `max_queued` is not a whole number, or
+        `name` is not a string.
+    :raises ValueError: `size` is below 1, or `max_queued` below 0.
+    """
+
+    def __init__(
+        self,
+        executor: Executor | Callable[[], Executor],
+        size: int,
+        *,
+        max_queued: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(size, max_queued=max_queued, name=name)
+        if not isinstance(executor, Executor) and not callable(executor):
+            raise TypeError(
+                "ExecutorPool(executor, ...) needs a concurrent.futures.Executor, or a function "
+                f"that makes one, not {executor!r}"
+            )
+        self._executor = executor
+
+    def _make_carrier(self, home: Home) -> Carrier:
+        return ExecutorCarrier(home, self._executor)
+
+    def check_timeouts(self, timeouts: Timeouts | None) -> None:
+        refuse_to_kill("ExecutorPool", "what an executor has started it can't end", timeouts)
 
 
 class PoolWorker(Pool):
@@ -99,7 +209,10 @@ class PoolWorker(Pool):
         self._aborted = False
 
     def _make_carrier(self, home: Home) -> Carrier:
-        return PinnedCarrier(home)
+        return self._pool._carrier.pinned()
+
+    def check_timeouts(self, timeouts: Timeouts | None) -> None:
+        self._pool.check_timeouts(timeouts)
 
     def submit(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
         """Run ``f(*args, **kwargs)`` on this worker, after the calls submitted before.
@@ -138,14 +251,15 @@ class PoolWorker(Pool):
         """
         if self._entered is not None:
             raise RuntimeError("This worker was entered before: ask for another, pool.worker()")
+        self._pool._bind()
         self._bind()
         if timeouts is not None:
             timeouts = Timeouts(queued=timeouts.queued, on_expiry=timeouts.on_expiry)
+        entered: Deferred[None] = Deferred(lambda _: host.cancel())
+        self._entered = entered  # first: it may be another thread that serves, at once
         host = self._pool._call(self._serve, (), {}, timeouts, "kill")
         self.host: Call | None = host
         host.hosted = self
-        entered: Deferred[None] = Deferred(lambda _: host.cancel())
-        self._entered = entered
 
         def ended(result: Any) -> Any:
             # Also when the pool was closed, or the worker killed, while calls run or wait here.
@@ -171,7 +285,7 @@ class PoolWorker(Pool):
     def _serve(self) -> None:
         assert self._home is not None
         assert self._entered is not None
-        self._home.call_soon(_fire_unless_cancelled, self._entered)
+        self._home.deliver(_fire_unless_cancelled, self._entered)
         try:
             self._carrier.serve()
         finally:
@@ -209,7 +323,7 @@ class PoolWorker(Pool):
     def abort(self) -> None:
         """End the call that runs, and fail those that wait with :class:`PoolClosed`. Others may
         follow."""
-        self._reject_queued(self._home_of_calls)
+        self._reject_queued(self.home)
         self._kill_all()
 
     async def __aenter__(self) -> PoolWorker:

@@ -59,6 +59,8 @@ class OnAPool(Behaviour):
         self.pool = pool
         fixed = default_pool if pool is None else pool if isinstance(pool, Pool) else None
         self.fixed_pool: Pool | None = fixed
+        if fixed is not None:
+            fixed.check_timeouts(self.timeouts)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class OnAPool(Behaviour):
                 f"The pool= of {wrapped!r} was called with {instance!r} and must return a pool, "
                 f"not {pool!r}"
             )
+        pool.check_timeouts(self.timeouts)
         return pool
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ..call import Call
+    from ..home import Home
 
 
 class Carrier(Protocol):
@@ -15,6 +16,8 @@ class Carrier(Protocol):
     with what it has ended (``end(result)``).
     """
 
+    kind: str
+    """What runs the calls, for people."""
     can_kill: bool
     """Can a running call be ended from outside?"""
     can_nest: bool
@@ -27,4 +30,76 @@ class Carrier(Protocol):
         """Take back a call that was started; ``False`` if it runs already."""
 
     def kill(self, call: Call) -> None:
-        """End a running call, which may take its time or refuse."""
+        """End a running call, which may take its time or refuse. Nothing, if it can't be."""
+
+    def pinned(self) -> PinnedCarrier:
+        """One of its workers, to be kept for several calls.
+
+        :raises GreendeferError: it has none that could be.
+        """
+
+    def stop(self) -> None:
+        """The reactor has stopped: let go of what was kept for later calls."""
+
+
+class PinnedCarrier(Carrier, Protocol):
+    """One worker, kept for calls that must all run on the same one.
+
+    The worker runs :meth:`serve` as a call of its pool; the calls run inside of that. ``stop()``
+    ends it when it has run what was started.
+    """
+
+    def serve(self) -> None:
+        """Run calls as they come, on the worker, until ``stop()``."""
+
+
+class Errand:
+    """A call on its way to another thread, and its results on their way back.
+
+    It can be taken once: by the thread that runs it, or by the reactor's, which withdraws it.
+    """
+
+    __slots__ = ("_takers", "call", "carried_by", "home")
+
+    def __init__(self, home: Home, call: Call) -> None:
+        self.home = home
+        self.call = call
+        self.carried_by: Any = None
+        call.carried_by = self
+        self._takers = [True]
+
+    def claim(self) -> bool:
+        """Take it, if nobody did. ``list.pop`` is atomic."""
+        try:
+            return self._takers.pop()
+        except IndexError:
+            return False
+
+    @property
+    def name(self) -> str:
+        return self.call.name
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.call.is_leaving
+
+    def closed_error(self) -> Exception:
+        return self.call.closed_error()
+
+    # What the thread that claimed it calls; the call hears of it in the reactor's.
+
+    def begin(self) -> None:
+        if self.home.is_here():  # as in a "thread" of a patched executor, which is a greenlet
+            self.call.begin()
+        else:
+            self.home.deliver(_begin, self.call)
+
+    def run(self) -> Any:
+        return self.call.run()
+
+    def end(self, result: Any) -> None:
+        self.home.deliver(self.call.end, result)
+
+
+def _begin(call: Call) -> None:
+    call.begin()

@@ -1,4 +1,4 @@
-"""Calls in greenlets of the reactor's thread, on workers that are used again."""
+"""Calls in greenlets, on workers that are used again."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent.hub import Waiter
 from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..call import ENDED, STARTED
 from ..reactor.wait import SLICE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..call import Call
-    from ..home import Home
+    from . import Errand
 
 _log = Logger(namespace="greendefer")
 
@@ -26,10 +27,24 @@ IDLE_SECONDS = 10.0
 """How often idle workers are looked at; those that nobody needed since the last time go."""
 
 
+class Place(Protocol):
+    """A hub, and whose it is: the reactor's, or a thread's that carries calls for another one."""
+
+    hub: Any
+    loop: Any
+
+    def make_way(self) -> None:
+        """A greenlet is about to switch to the hub: let others run who should be first."""
+
+    @property
+    def call_soon(self) -> Callable[..., object]:
+        """Calls a function in the reactor's greenlet; for any thread."""
+
+
 class Kill(GreenletExit):
     """What a killed call gets: gevent's own GreenletExit, with the call that is meant."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call | Errand) -> None:
         super().__init__()
         self.call = call
 
@@ -37,20 +52,24 @@ class Kill(GreenletExit):
 class Worker(greenlet):
     """A greenlet that runs one call after the other, as a thread of a thread pool does.
 
-    :ivar call: the call that it runs now.
+    :ivar calls: those that it runs now, each inside of the one before it.
     :ivar killed: the call that it was last told to end.
     :ivar retired: it ends when its call has ended.
     """
 
-    call: Call | None = None
-    killed: Call | None = None
+    killed: Call | Errand | None = None
     kill_watch: weakref.ref[Kill] | None = None
     retired = False
 
     def __init__(self, carrier: GreenletCarrier) -> None:
         super().__init__(parent=carrier.hub)
+        self.calls: list[Call | Errand] = []
         self._carrier = carrier
         carrier.workers += 1
+
+    @property
+    def greendefer_call(self) -> Call | None:  # see current_call()
+        return self.calls[-1].call if self.calls else None
 
     def run(self) -> None:
         carrier = self._carrier
@@ -65,13 +84,12 @@ class Worker(greenlet):
         finally:
             carrier.workers -= 1
 
-    def execute(self, call: Call) -> None:
+    def execute(self, call: Call | Errand) -> None:
         """Run one call to its end.
 
         :raises Kill: one that was meant for the call that this one runs inside of.
         """
-        outer = self.call
-        self.call = call
+        self.calls.append(call)
         call.carried_by = self
         stray = result = None
         try:
@@ -84,10 +102,10 @@ class Worker(greenlet):
             # main one (gevent.hub.Hub.handle_system_error), which is the reactor's.
             if isinstance(e, Kill) and e.call is not call:
                 stray = e
-                result = Failure(call.pool.closed_error(call))
+                result = Failure(call.closed_error())
             else:
                 result = Failure()
-        self.call = outer
+        self.calls.pop()
         try:
             call.end(result)
             if stray is not None:
@@ -96,11 +114,11 @@ class Worker(greenlet):
             # A Failure has a traceback, which has this frame: no cycle, please.
             del result, stray
 
-    def log_swallowed(self, call: Call) -> None:
+    def log_swallowed(self, call: Call | Errand) -> None:
         """Say once that `call`, or what runs inside of it, goes on although it was killed."""
         if self.killed is call:
             self.killed = None
-            guilty = self.call or call
+            guilty = (self.calls[-1] if self.calls else call).call
             _log.warn(
                 "{name} was killed (cancelled, out of time, or its pool closed) but swallowed the "
                 "gevent.GreenletExit, and ran on. It holds its slot of {pool} until it ends. Let "
@@ -115,45 +133,47 @@ class Worker(greenlet):
         self._carrier.make_way()
 
 
-def current_call() -> Call | None:
-    """The call that the current greenlet runs, if it is a worker."""
-    current = getcurrent()
-    return current.call if isinstance(current, Worker) else None
-
-
 class GreenletCarrier:
-    """The workers of one pool. Calls start from the hub, for a slice of time at once."""
+    """The workers of one pool, all on one hub. Calls start from there, for a slice of time at
+    once."""
 
+    kind = "greenlets"
     can_kill = True
     can_nest = True
 
-    def __init__(self, home: Home) -> None:
-        self.hub: Any = home.hub
-        self.make_way: Callable[[], None] = home.wait.make_way
+    def __init__(self, place: Place) -> None:
+        self.hub: Any = place.hub
+        self.make_way: Callable[[], None] = place.make_way
         self.idle: list[Worker] = []
         self.workers = 0
-        self._home = home
-        self._loop = home.loop
-        self._ready: deque[Call] = deque()
+        self._place = place
+        self._loop = place.loop
+        self._ready: deque[Call | Errand] = deque()
         self._scheduled = False
         self._until = 0.0
         self._next_round: Any = self._loop.timer(0.0)
         self._trimmer: Any = None
         self._fewest_idle = 0
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Call | Errand) -> None:
         self._ready.append(call)
         if not self._scheduled:
             self._scheduled = True
             self._loop.run_callback(self._dispatch)
 
     def withdraw(self, call: Call) -> bool:
-        return call.state == STARTED  # next_call() passes over it
+        return call.claim()  # next_call() passes over it
 
     def kill(self, call: Call) -> None:
-        kill_soon(self._home, call)
+        self._loop.run_callback(throw_kill, self._place, call)
 
-    def next_call(self) -> Call | None:
+    def pinned(self) -> PinnedGreenletCarrier:
+        return PinnedGreenletCarrier(self._place)
+
+    def stop(self) -> None:
+        pass  # idle workers go with the hub
+
+    def next_call(self) -> Call | Errand | None:
         """The next call to run now; ``None`` when there is none, or the slice is over.
 
         A worker that comes back from a long wait finds the slice over, and parks; the dispatch
@@ -162,7 +182,7 @@ class GreenletCarrier:
         ready = self._ready
         while ready and monotonic() < self._until:
             call = ready.popleft()
-            if call.state == STARTED:
+            if call.claim():
                 return call
         return None
 
@@ -199,75 +219,68 @@ class GreenletCarrier:
             self._trimmer = None
 
 
-class PinnedCarrier:
-    """One worker of a pool, kept for calls that must all run on the same one.
+class PinnedGreenletCarrier:
+    """One worker of a pool, kept: see :class:`greendefer.carriers.PinnedCarrier`."""
 
-    The worker runs :meth:`serve` as a call of its pool; the calls run inside of that.
-    """
-
+    kind = "one greenlet"
     can_kill = True
     can_nest = False
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._ready: deque[Call] = deque()
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._ready: deque[Call | Errand] = deque()
         self._waiter: Any = None
         self._stopped = False
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Call | Errand) -> None:
         self._ready.append(call)
         self._wake()
 
     def withdraw(self, call: Call) -> bool:
-        return call.state == STARTED
+        return call.claim()
 
     def kill(self, call: Call) -> None:
-        kill_soon(self._home, call)
+        self._place.loop.run_callback(throw_kill, self._place, call)
+
+    def pinned(self) -> PinnedGreenletCarrier:
+        raise NotImplementedError("a worker has no workers")
 
     def stop(self) -> None:
-        """Let :meth:`serve` return when it has nothing to run."""
         self._stopped = True
         self._wake()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self._home.loop.run_callback(waiter.switch, None)
+            self._place.loop.run_callback(waiter.switch, None)
 
     def serve(self) -> None:
-        """Run calls as they come, in the worker's greenlet, until :meth:`stop`."""
         worker = getcurrent()
         assert isinstance(worker, Worker)
         while True:
             while self._ready:
                 call = self._ready.popleft()
-                if call.state == STARTED:
+                if call.claim():
                     worker.execute(call)
                 del call
             if self._stopped:
                 return
-            waiter: Waiter[None] = Waiter(self._home.hub)
+            waiter: Waiter[None] = Waiter(self._place.hub)
             self._waiter = waiter
             waiter.get()
 
 
-def kill_soon(home: Home, call: Call) -> None:
-    """Raise :class:`Kill` in a running call, from the hub."""
-    home.loop.run_callback(_throw, home, call, call.carried_by)
-
-
-def _throw(home: Home, call: Call, worker: Worker) -> None:
-    inside = worker.call
-    while inside is not None and inside is not call:
-        inside = inside.pool.host
-    if inside is None or call.is_leaving:
+def throw_kill(place: Place, call: Call | Errand) -> None:
+    """Raise :class:`Kill` in a running call. From the hub that it runs on."""
+    worker: Worker | None = call.carried_by
+    if worker is None or call not in worker.calls or call.is_leaving:
         return  # it has ended, and the worker may run another one; or it is about to
     worker.retired = True  # somebody may yet switch to it for what the call was waiting for
     worker.killed = call
 
     def gone(_: object) -> None:
-        if call.state != ENDED:
-            home.call_soon(worker.log_swallowed, call)
+        if call in worker.calls:
+            place.call_soon(worker.log_swallowed, call)
 
     # The exception lives for as long as it propagates: while `finally` blocks run, it is the one
     # being handled. Once it is gone, and the call is not, somebody has swallowed it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ class GreenReactor(_Base):
     waits for wakes it; a new descriptor needs no waking, the kernel sees it.
 
     :ivar cooperative_wait: where it waits, and which greenlet is the reactor's.
+    :ivar made_in_process: the number of the process that made it.
     :ivar interrupt_main: what Ctrl-C does while the reactor itself does not handle it.
     :ivar threads: what the reactor's thread pool is made of, once somebody asks for it:
         ``"native"`` threads, or ``"green"`` ones: :class:`greendefer.threadpool.GreenThreadPool`.
@@ -48,6 +50,7 @@ class GreenReactor(_Base):
 
     def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
         self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
+        self.made_in_process: int = os.getpid()
         self.interrupt_main: InterruptMain = InterruptMain(self)
         make_greenlet_local()
         _unpatched.use_native_primitives()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent import monkey
@@ -26,14 +26,26 @@ somebody else gets a turn, and that greenlets may take between two turns of the 
 gevent's own bound for callbacks (``sys.getswitchinterval()``)."""
 
 
+class Onlooker(Protocol):
+    """What wants to know that the reactor is at work: :mod:`greendefer.holdups`."""
+
+    asleep: bool
+
+    def wake(self) -> None: ...
+
+
 class CooperativeWait:
     """Where the reactor's greenlet is parked while it has nothing to do.
 
     :ivar hub: the hub that the reactor waits in.
     :ivar greenlet: the reactor's greenlet while the reactor runs, else ``None``.
+    :ivar turns: how often it has waited.
+    :ivar onlooker: is to be woken by whatever happens, if it is asleep.
     """
 
     greenlet: greenlet | None = None
+    turns = 0
+    onlooker: Onlooker | None = None
 
     def __init__(self) -> None:
         self._descriptors: Callable[[], Iterable[tuple[int, int]]] | None = None
@@ -101,6 +113,9 @@ class CooperativeWait:
         now = monotonic()
         self._due = now + SLICE
         self._parked = getcurrent()
+        onlooker = self.onlooker
+        if onlooker is not None and onlooker.asleep:
+            onlooker.wake()
         try:
             if timeout == 0.0 and now - self._last_round < SLICE:
                 self.loop.run_callback(self._resume)
@@ -111,6 +126,14 @@ class CooperativeWait:
         finally:
             self._parked = None
             self._woken = False
+            self.turns += 1
+            if onlooker is not None and onlooker.asleep:
+                onlooker.wake()
+
+    @property
+    def is_parked(self) -> bool:
+        """Is the reactor's greenlet in its wait?"""
+        return self._parked is not None
 
     def _go_round(self, timeout: float | None) -> None:
         watchers = list(self._watchers)

@@ -1,0 +1,85 @@
+"""The reactor in a program whose main loop is gevent's."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from .errors import GreendeferError
+from .home import SHUTDOWN_GRACE, has_stopped
+from .reactor import install
+
+_reactor: Any = None
+
+
+def start_reactor() -> Any:
+    """Run the reactor in a background greenlet of this thread.
+
+    For a program that is gevent's first, a WSGI server for instance, and wants to call a Twisted
+    client through :func:`blocking_from_greenlet`::
+
+        start_reactor()
+        fetch = blocking_from_greenlet(treq.get)
+
+        @app.route("/")
+        def index():  # in a greenlet of gevent's server
+            return str(fetch("http://127.0.0.1:8080/").code)
+
+    If no reactor is installed it installs the native green one. Calling it again, from whichever
+    module needs it, changes nothing. Ctrl-C goes to the program, as without it; the reactor
+    handles no signals, so there is no ``spawnProcess`` (gevent has its own ``subprocess``).
+
+    Where a server forks its workers (gunicorn), each of them needs a reactor of its own: call it,
+    and import ``twisted.internet.reactor``, in the worker: without ``--preload``, or from a
+    ``post_fork`` hook.
+
+    :returns: the reactor, which runs. It is stopped when the program ends, by ``atexit``: running
+        calls have a second's grace then.
+    :raises GreendeferError: the installed reactor is not green, runs in another thread, was
+        installed before this process was forked from another, or has stopped: no reactor of
+        Twisted's can be started again.
+    """
+    global _reactor
+    if "twisted.internet.reactor" not in sys.modules:
+        install()
+    reactor: Any = sys.modules["twisted.internet.reactor"]
+    wait = getattr(reactor, "cooperative_wait", None)
+    if wait is None:
+        raise GreendeferError(
+            f"The installed reactor, {type(reactor).__module__}.{type(reactor).__qualname__}, does "
+            "not run on gevent's hub, so it can't run beside other greenlets. Call "
+            "start_reactor() before anything imports twisted.internet.reactor."
+        )
+    if reactor.made_in_process != os.getpid():
+        raise GreendeferError(
+            "The reactor was installed before this process was forked, and shares its poller with "
+            "the other one: each would get what is meant for the other. Import "
+            "twisted.internet.reactor, and call start_reactor(), in the forked process only (with "
+            "gunicorn: without --preload, or in post_fork)."
+        )
+    if not wait.is_this_thread():
+        raise GreendeferError("The reactor belongs to another thread: call start_reactor() there")
+    if has_stopped(reactor):
+        raise GreendeferError("The reactor has stopped, and Twisted's can't be started again")
+    if reactor.running:
+        return reactor
+    started = Event()
+    reactor.callWhenRunning(started.set)
+    if _reactor is not reactor:
+        _reactor = reactor
+        background = gevent.spawn(reactor.run, installSignalHandlers=False)
+        atexit.register(_stop, reactor, background)
+    started.wait()
+    return reactor
+
+
+def _stop(reactor: Any, background: gevent.Greenlet[..., Any]) -> None:
+    """The program ends."""
+    if reactor.running and reactor.made_in_process == os.getpid():
+        reactor.stop()
+        background.join(SHUTDOWN_GRACE + 1.0)

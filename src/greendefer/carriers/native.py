@@ -1,0 +1,62 @@
+"""The operating system's own threads, also where ``gevent.monkey`` has put greenlets in their
+place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
+
+IDLE_SECONDS = 10.0
+"""How long a thread waits for more to do before it ends."""
+
+allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
+
+#: The mailbox of a thread. In C, on the platform's locks; its timeouts are on a monotonic clock
+#: (from Python 3.11: 3.10 waits by the wall clock where the platform has no other way).
+SimpleQueue: Callable[[], Any] = monkey.get_original("queue", "SimpleQueue")
+
+_start: Callable[[Callable[[], None], tuple[()]], object] = monkey.get_original(
+    "_thread", "start_new_thread"
+)
+
+
+ENDING_SECONDS = 1.0
+"""How long the reactor, when it stops, waits for threads that have nothing left to do."""
+
+
+def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
+    """Run `f` in a new thread, which does not keep the process alive.
+
+    :param name: what debuggers show, where ``threading`` is not patched.
+    :returns: what waits until it has ended, or for so many seconds. Whoever tells a thread to end
+        should: in an interpreter that goes down meanwhile, it would crash as it destroys its hub.
+    :raises RuntimeError: the operating system has no more threads.
+    """
+
+    alive = allocate_lock()
+    alive.acquire()
+
+    def run() -> None:
+        try:
+            f()
+        finally:
+            # A call may have used gevent in here: its hub holds descriptors.
+            hub: Any = get_hub_if_exists()
+            if hub is not None:
+                hub.destroy(destroy_loop=True)
+            alive.release()
+
+    if monkey.is_module_patched("threading"):
+        _start(run, ())
+    else:
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def join(timeout: float) -> None:
+        if alive.acquire(timeout=timeout):
+            alive.release()
+
+    return join

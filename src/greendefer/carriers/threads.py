@@ -1,0 +1,178 @@
+"""Calls in native threads, which are started on demand, used again, and end when idle."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+from twisted.python.failure import Failure
+
+from ..errors import GreendeferError
+from . import Errand
+from .native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
+
+if TYPE_CHECKING:
+    from ..call import Call
+    from ..home import Home
+
+_number = count(1).__next__
+
+
+class ThreadCarrier:
+    """The threads of one pool: as many as it has had calls at once, less those that were idle."""
+
+    kind = "native threads"
+    can_kill = False
+    can_nest = True
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._idle: deque[_Thread] = deque()
+
+    def start(self, call: Call) -> None:
+        errand = Errand(self._home, call)
+        idle = self._idle
+        while idle:
+            if idle.pop().take(errand):
+                return
+        try:
+            _Thread(self, errand)
+        except RuntimeError as e:
+            if errand.claim():
+                error = GreendeferError(f"{call.name}: no thread could be started for it: {e}")
+                error.__cause__ = e
+                errand.end(Failure(error))
+
+    def withdraw(self, call: Call) -> bool:
+        errand: Errand = call.carried_by
+        return errand.claim()
+
+    def kill(self, call: Call) -> None:
+        pass
+
+    def pinned(self) -> PinnedThreadCarrier:
+        return PinnedThreadCarrier(self._home)
+
+    def stop(self) -> None:
+        idle = list(self._idle)
+        self._idle.clear()
+        for thread in idle:
+            thread.take(None)
+        for thread in idle:
+            thread.join(ENDING_SECONDS)
+
+    def ended(self, thread: _Thread, call: Call, result: Any) -> None:
+        """A thread has run its call, and is free."""
+        idle = self._idle
+        while idle and idle[0].has_left:
+            idle.popleft()
+        if self._home.stopped:
+            thread.take(None)
+        else:
+            idle.append(thread)
+        call.end(result)
+
+
+class _Thread:
+    """One thread, which waits for its next call in a mailbox of its own."""
+
+    def __init__(self, carrier: ThreadCarrier, errand: Errand) -> None:
+        self._carrier = carrier
+        self._inbox = SimpleQueue()
+        self._inbox.put(errand)
+        # Whoever takes it decides: the reactor's thread, that there is one more call to run; this
+        # one, that it was idle for long enough.
+        self._vacant: list[bool] = []
+        self.has_left = False
+        self.join = start_thread(self._run, f"greendefer-{_number()}")
+
+    def take(self, errand: Errand | None) -> bool:
+        """Run this one next; ``None`` ends the thread. ``False`` if it has ended by itself."""
+        try:
+            self._vacant.pop()
+        except IndexError:
+            return False
+        self._inbox.put(errand)
+        return True
+
+    def _run(self) -> None:
+        while True:
+            try:
+                errand = self._inbox.get(timeout=IDLE_SECONDS)
+            except Empty:
+                try:
+                    self._vacant.pop()
+                except IndexError:
+                    continue  # there is one on the way
+                self.has_left = True
+                return
+            if errand is None:
+                return
+            if errand.claim():
+                result = execute(errand)
+                call, home = errand.call, errand.home
+                del errand
+                self._vacant.append(True)
+                home.deliver(self._ended, (call, result))
+                del call, result
+            else:  # it was withdrawn, and nothing will be heard of it
+                del errand
+                self._vacant.append(True)
+                self._carrier._home.deliver(self._carrier._idle.append, self)
+
+    def _ended(self, ended: tuple[Call, Any]) -> None:
+        self._carrier.ended(self, *ended)
+
+
+def execute(errand: Errand) -> Any:
+    """Run one call in this thread.
+
+    :returns: its result, or a Failure.
+    """
+    current: Any = getcurrent()
+    outer = getattr(current, "greendefer_call", None)
+    current.greendefer_call = errand.call  # see current_call()
+    errand.begin()
+    try:
+        return errand.run()
+    except BaseException:
+        return Failure()
+    finally:
+        current.greendefer_call = outer
+
+
+class PinnedThreadCarrier:
+    """One thread of a pool, kept: see :class:`greendefer.carriers.PinnedCarrier`."""
+
+    kind = "one native thread"
+    can_kill = False
+    can_nest = False
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._inbox = SimpleQueue()
+
+    def start(self, call: Call) -> None:
+        self._inbox.put(Errand(self._home, call))
+
+    def withdraw(self, call: Call) -> bool:
+        errand: Errand = call.carried_by
+        return errand.claim()
+
+    def kill(self, call: Call) -> None:
+        pass
+
+    def pinned(self) -> PinnedThreadCarrier:
+        raise NotImplementedError("a worker has no workers")
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+
+    def serve(self) -> None:
+        while (errand := self._inbox.get()) is not None:
+            if errand.claim():
+                errand.end(execute(errand))
+            del errand

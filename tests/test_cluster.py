@@ -1,0 +1,84 @@
+"""ExecutorPool on a real cluster: dask.distributed, with worker processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATCHED
+
+
+@pytest.mark.skipif(PATCHED, reason="a LocalCluster does not start under gevent's patch")
+@pytest.mark.parametrize("kind", ["green", "stock"])
+def test_on_a_local_cluster(kind: str, run_program: Any) -> None:
+    pytest.importorskip("distributed")
+    run_program(
+        """
+        import sys
+        if __name__ == "__main__":
+            import greendefer
+            if sys.argv[1] == "green":
+                greendefer.install()
+
+        import greendefer
+        sys.path.insert(0, sys.argv[2])
+        import anywhere_calls as calls
+        import os
+        from distributed import Client, LocalCluster
+        from twisted.internet.defer import CancelledError, gatherResults
+        from twisted.internet.task import react
+
+        async def main(reactor):
+            pids = set(await gatherResults([pool.submit(calls.process_id) for _ in range(20)]))
+            assert os.getpid() not in pids, pids
+            got = await gatherResults([pool.submit(divmod, n, 7) for n in range(50)])
+            assert got == [divmod(n, 7) for n in range(50)], got
+            assert await calls.decorated_on(pool)(20) == 21
+            try:
+                await pool.submit(calls.raises)
+            except KeyError as e:
+                assert "from the call" in str(e)
+            else:
+                raise AssertionError
+            try:
+                await pool.submit(lambda: 1)
+            except greendefer.GreendeferError as e:
+                assert "can't be sent" in str(e), e
+            else:
+                raise AssertionError
+            try:
+                await pool.submit(calls.dies)
+            except Exception as e:
+                print(type(e).__name__)
+            else:
+                raise AssertionError
+            assert await pool.submit(len, "four") == 4
+            d = pool.submit(len, "")
+            d.cancel()
+            try:
+                await d
+            except CancelledError:
+                pass
+            client.close()
+            cluster.close()
+            try:
+                await pool.submit(len, "")
+            except greendefer.GreendeferError as e:
+                print(type(e).__name__)
+            else:
+                raise AssertionError
+            s = pool.stats()
+            assert s.submitted == s.completed + s.failed + s.cancelled, s
+
+        if __name__ == "__main__":
+            cluster = LocalCluster(
+                n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            )
+            client = Client(cluster)
+            pool = greendefer.ExecutorPool(client.get_executor(), 4, name="cluster")
+            react(main)
+        """,
+        kind,
+        str(Path(__file__).parent),
+    )

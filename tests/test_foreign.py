@@ -1,0 +1,278 @@
+"""Reactors that are not green, beside the table in test_anywhere.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATCHED
+
+TRIAL = """
+import threading
+from twisted.internet import defer, reactor
+from twisted.trial import unittest
+import greendefer
+from greendefer import CallTimeout, green_deferred
+
+pool = greendefer.GreenPool(2)
+
+@green_deferred(pool=pool, timeout=30)
+def add(a, b):
+    return a + b
+
+class Tests(unittest.TestCase):
+    def test_not_green(self):
+        self.assertFalse(hasattr(reactor, "cooperative_wait"))
+
+    @defer.inlineCallbacks
+    def test_a_call(self):
+        self.assertEqual((yield add(1, 2)), 3)
+        self.assertEqual((yield greendefer.NativeThreadPool(1).submit(add.__wrapped__, 1, 2)), 3)
+
+    @defer.inlineCallbacks
+    def test_many(self):
+        results = yield defer.gatherResults([add(n, n) for n in range(200)])
+        self.assertEqual(results, [2 * n for n in range(200)])
+
+    def test_a_failure(self):
+        return self.assertFailure(add(1, "2"), TypeError)
+
+    def test_out_of_time(self):
+        event = threading.Event()
+        late = green_deferred(pool=greendefer.NativeThreadPool(1), timeout=0.01)(event.wait)
+        d = self.assertFailure(late(), CallTimeout)
+        d.addCallback(lambda _: event.set())
+        return d
+
+    def test_blocking_from_a_call(self):
+        def wait():
+            return greendefer.blocking_from_greenlet(add)(3, 4)
+        return pool.submit(wait).addCallback(self.assertEqual, 7)
+"""
+
+
+@pytest.mark.skipif(PATCHED, reason="trial starts by itself")
+@pytest.mark.parametrize("kind", ["epoll", "asyncio", "select", "poll"])
+def test_trials_check_of_the_reactor(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(TRIAL)
+    done = subprocess.run(
+        [sys.executable, "-m", "twisted.trial", f"--reactor={kind}", "test_it"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "successes=6" in done.stdout, done.stdout
+
+
+def test_a_call_before_the_reactor_runs_and_after_it_has_stopped(run_program: Any) -> None:
+    run_program(
+        """
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        from twisted.internet import reactor
+        import greendefer
+        got = []
+        pool = greendefer.NativeThreadPool(1)
+        d = pool.submit(len, "four")
+        d.addCallback(got.append)
+        d.addBoth(lambda _: reactor.stop())
+        reactor.run()
+        assert got == [4]
+        late = []
+        for p in (pool, greendefer.GreenPool(1)):
+            p.submit(len, "").addErrback(lambda f: late.append(f.type))
+        assert late == [greendefer.PoolClosed] * 2, late
+        """
+    )
+
+
+def test_a_process_ends_while_calls_run(run_program: Any) -> None:
+    run_program(
+        """
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        from twisted.internet import reactor
+        from gevent import monkey
+        import greendefer
+        never = monkey.get_original("_thread", "allocate_lock")()
+        never.acquire()
+        pool = greendefer.NativeThreadPool(2)
+        failures = []
+        for _ in range(3):
+            pool.submit(never.acquire).addErrback(lambda f: failures.append(f.type))
+        reactor.callLater(0, reactor.stop)
+        reactor.run()
+        assert failures == [greendefer.PoolClosed] * 3, failures
+        """
+    )
+
+
+def test_a_thread_that_can_not_start(run_program: Any) -> None:
+    run_program(
+        """
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        from twisted.internet import reactor
+        import greendefer
+        from greendefer.carriers import threads
+        start = threads.start_thread
+        def refuse(f, name):
+            raise RuntimeError("can't start new thread")
+        pool = greendefer.NativeThreadPool(1)
+        got = []
+        async def main():
+            threads.start_thread = refuse
+            try:
+                await pool.submit(len, "")
+            except greendefer.GreendeferError as e:
+                assert "can't start new thread" in str(e), e
+                got.append("refused")
+            threads.start_thread = start
+            got.append(await pool.submit(len, "four"))
+            s = pool.stats()
+            assert (s.failed, s.completed, s.running) == (1, 1, 0), s
+        from twisted.internet.defer import Deferred
+        d = Deferred.fromCoroutine(main())
+        d.addErrback(lambda f: f.printTraceback())
+        d.addBoth(lambda _: reactor.stop())
+        reactor.run()
+        assert got == ["refused", 4], got
+        """
+    )
+
+
+def test_sqlite_stays_on_its_worker(run_program: Any) -> None:
+    """Its connections check which thread it is that uses them."""
+    run_program(
+        """
+        import sqlite3
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        from twisted.internet.task import react
+        import greendefer
+
+        async def main(reactor):
+            pool = greendefer.NativeThreadPool(4)
+            async with pool.worker() as w:
+                connection = await w.submit(sqlite3.connect, ":memory:")
+                await w.submit(connection.execute, "create table t (n)")
+                for n in range(10):
+                    await w.submit(connection.execute, "insert into t values (?)", (n,))
+                cursor = await w.submit(connection.execute, "select count(*) from t")
+                assert await w.submit(cursor.fetchone) == (10,)
+                try:
+                    await pool.submit(connection.execute, "select 1")
+                except sqlite3.ProgrammingError:
+                    pass
+                else:
+                    raise AssertionError("another thread")
+                await w.submit(connection.close)
+
+        react(main)
+        """
+    )
+
+
+@pytest.mark.parametrize("kind", ["green", "stock"])
+def test_asyncio_futures_are_waited_for(kind: str, run_program: Any) -> None:
+    run_program(
+        """
+        import asyncio, sys, traceback
+        import greendefer
+        if sys.argv[1] == "green":
+            greendefer.install("asyncio")
+        else:
+            from twisted.internet import asyncioreactor
+            asyncioreactor.install()
+        from twisted.internet.task import react
+
+        @greendefer.blocking_from_greenlet(timeout=20)
+        def later(what):
+            loop = reactor._asyncioEventloop
+            async def coroutine():
+                await asyncio.sleep(0)
+                if isinstance(what, Exception):
+                    raise what
+                return what
+            return loop.create_task(coroutine())
+
+        @greendefer.blocking_from_greenlet(timeout=0.01)
+        def never():
+            future = reactor._asyncioEventloop.create_future()
+            futures.append(future)
+            return future
+
+        futures = []
+
+        def call():
+            assert later(5) == 5
+            try:
+                later(KeyError("x"))
+            except KeyError as e:
+                names = [f.name for f in traceback.extract_tb(e.__traceback__)]
+                assert "coroutine" in names and "call" in names, names
+            else:
+                raise AssertionError
+            try:
+                never()
+            except greendefer.CallTimeout:
+                pass
+            else:
+                raise AssertionError
+            return "done"
+
+        async def main(r):
+            assert await greendefer.defer_to_greenlet(call) == "done"
+            await greendefer.defer_to_greenlet(len, "")
+            assert futures[0].cancelled()
+
+        from twisted.internet import reactor
+        react(main)
+        """,
+        kind,
+    )
+
+
+def test_an_error_that_came_at_once_has_both_tracebacks(run_program: Any) -> None:
+    run_program(
+        """
+        import traceback
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        from twisted.internet.task import react
+        import greendefer
+
+        @greendefer.blocking_from_greenlet
+        async def at_once():
+            raise KeyError("x")
+
+        def call():
+            try:
+                at_once()
+            except KeyError as e:
+                return [f.name for f in traceback.extract_tb(e.__traceback__)]
+
+        async def main(reactor):
+            names = await greendefer.defer_to_greenlet(call)
+            assert "at_once" in names and "call" in names, names
+
+        react(main)
+        """
+    )
+
+
+def test_a_reactor_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from twisted.internet.testing import MemoryReactorClock
+
+    from greendefer import GreendeferError, GreenPool
+
+    monkeypatch.setitem(sys.modules, "twisted.internet.reactor", MemoryReactorClock())
+    monkeypatch.setattr("twisted.python.threadable.ioThread", None)
+    with pytest.raises(GreendeferError, match=r"greendefer\.testing"):
+        GreenPool(1).submit(len, "")

@@ -1,0 +1,206 @@
+"""Programs whose main loop is gevent's, and the reactor a greenlet in them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Site
+
+from greendefer import GreendeferError, start_reactor, wait_for_deferred
+
+AT_ONCE = 200
+
+
+class Together(Resource):
+    """Answers when `AT_ONCE` requests are there, and not before: so they must all wait at once."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[Any] = []
+
+    def render_GET(self, request: Any) -> int:
+        self.waiting.append(request)
+        if len(self.waiting) == AT_ONCE:
+            for each in self.waiting:
+                each.write(b"answer " + each.args[b"n"][0])
+                each.finish()
+        return NOT_DONE_YET
+
+
+APP = """
+from flask import Flask
+import greendefer
+greendefer.start_reactor()
+import os
+import treq
+from twisted.internet import reactor
+
+app = Flask(__name__)
+
+@greendefer.blocking_from_greenlet
+async def fetch(n):
+    response = await treq.get(os.environ["BACKEND"] + "?n=" + n, timeout=20, persistent=False)
+    return await response.text()
+
+@app.route("/<n>")
+def page(n):
+    return fetch(n) + " from " + str(os.getpid())
+"""
+
+
+@pytest.fixture
+def backend(reactor: Any) -> Any:
+    listening = reactor.listenTCP(0, Site(Together()), interface="127.0.0.1")
+    yield f"http://127.0.0.1:{listening.getHost().port}/"
+    wait_for_deferred(listening.stopListening())
+
+
+def get_all(port: int) -> set[str]:
+    """Ask for all pages at once, and check the answers. Returns who answered."""
+    treq = pytest.importorskip("treq")
+
+    async def get(n: int) -> str:
+        response = await treq.get(f"http://127.0.0.1:{port}/{n}", timeout=25, persistent=False)
+        text: str = await response.text()
+        answer, pid = text.split(" from ")
+        assert answer == f"answer {n}"
+        return pid
+
+    return set(
+        wait_for_deferred(
+            gatherResults([Deferred.fromCoroutine(get(n)) for n in range(AT_ONCE)]), timeout=30
+        )
+    )
+
+
+def test_flask_under_pywsgi(backend: str, reactor: Any) -> None:
+    program = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        + APP
+        + textwrap.dedent("""
+        from gevent.pywsgi import WSGIServer
+        server = WSGIServer(("127.0.0.1", 0), app, log=None)
+        server.start()
+        print(server.server_port, flush=True)
+        import sys
+        from gevent.fileobject import FileObject
+        FileObject(sys.stdin).readline()
+        assert reactor.running
+        """)
+    )
+    pytest.importorskip("flask")
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BACKEND": backend},
+    )
+    try:
+        assert process.stdout is not None
+        assert len(get_all(int(process.stdout.readline()))) == 1
+        process.communicate("\n", timeout=10)  # it ends by itself, and stops the reactor
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_flask_under_gunicorn(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn")
+    pytest.importorskip("flask")
+    (tmp_path / "flask_app.py").write_text(APP)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "2", "--no-control-socket",
+                "--bind", f"fd://{listening.fileno()}", "flask_app:app",
+            ],
+            pass_fds=[listening.fileno()],
+            cwd=tmp_path,
+            env={**os.environ, "BACKEND": backend},
+        )  # fmt: skip
+    try:
+        pids = get_all(port)
+        assert str(process.pid) not in pids
+        assert 1 <= len(pids) <= 2
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_where_the_reactor_runs_already(reactor: Any) -> None:
+    assert start_reactor() is reactor
+
+
+def test_after_a_fork(reactor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reactor, "made_in_process", 1)
+    with pytest.raises(GreendeferError, match="forked"):
+        start_reactor()
+
+
+def test_from_many_greenlets_and_after_the_end(run_program: Any) -> None:
+    run_program(
+        """
+        import gevent
+        import greendefer
+        both = [gevent.spawn(greendefer.start_reactor) for _ in range(2)]
+        gevent.joinall(both, raise_error=True)
+        from twisted.internet import reactor
+        assert all(g.value is reactor for g in both)
+        assert reactor.running
+        stopped = gevent.event.Event()
+        reactor.addSystemEventTrigger("after", "shutdown", stopped.set)
+        reactor.callFromThread(reactor.stop)
+        assert stopped.wait(10)
+        gevent.sleep(0)
+        try:
+            greendefer.start_reactor()
+        except greendefer.GreendeferError as e:
+            assert "stopped" in str(e), e
+        else:
+            raise AssertionError("not refused")
+        """
+    )
+
+
+def test_it_stops_with_the_program(run_program: Any) -> None:
+    done = run_program(
+        """
+        import greendefer
+        reactor = greendefer.start_reactor()
+        reactor.addSystemEventTrigger("before", "shutdown", print, "stopping")
+        print("the end")
+        """
+    )
+    assert done.stdout == "the end\nstopping\n"
+
+
+def test_on_a_reactor_that_is_not_green(run_program: Any) -> None:
+    run_program(
+        """
+        import greendefer
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        try:
+            greendefer.start_reactor()
+        except greendefer.GreendeferError as e:
+            assert "SelectReactor" in str(e), e
+        else:
+            raise AssertionError("not refused")
+        """
+    )

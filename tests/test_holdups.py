@@ -1,0 +1,119 @@
+"""The warning of what holds the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+WATCHED = """
+    import sys, time
+    from gevent import monkey
+    native_sleep = monkey.get_original("time", "sleep")
+    if {patch}:
+        monkey.patch_all()
+    import greendefer
+    from greendefer.instrumentation import warn_of_holdups
+    greendefer.install()
+    import gevent
+    from twisted.internet import reactor, task
+    from twisted.internet.threads import deferToThread
+    from twisted.logger import globalLogPublisher, formatEvent
+    warn_of_holdups(0.05)
+    warnings = []
+
+    def observe(event):
+        if "loop" in event["log_format"] or "reactor has not run" in event["log_format"]:
+            warnings.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+
+    async def seen(n):
+        while len(warnings) < n:
+            await task.deferLater(reactor, 0.01)
+"""
+
+
+def test_a_call_that_holds_it(run_program: Any) -> None:
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    def greedy():
+        gevent.sleep(0.2)  # the reactor has nothing to do meanwhile
+        native_sleep(0.4)
+
+    async def main(reactor):
+        await greendefer.defer_to_greenlet(greedy)
+        await seen(1)
+        (text,) = warnings
+        assert "greedy held the loop" in text, text
+        assert "native_sleep(0.4)" in text or "in greedy" in text, text
+        assert "patch" in text and "NativeThreadPool" in text, text
+        await greendefer.defer_to_greenlet(greedy)  # once for each function
+        await greendefer.NativeThreadPool(1).submit(native_sleep, 0.3)
+        await greendefer.defer_to_greenlet(gevent.sleep, 0.3)
+        assert len(warnings) == 1, warnings
+
+    task.react(main)
+    """
+    )
+
+
+def test_a_callback_that_holds_it(run_program: Any) -> None:
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    def callback(_):
+        native_sleep(0.4)
+
+    async def main(reactor):
+        await greendefer.defer_to_greenlet(len, "").addCallback(callback)
+        await seen(1)
+        assert "outside of calls" in warnings[0], warnings
+        assert "callback" in warnings[0], warnings
+
+    task.react(main)
+    """
+    )
+
+
+def test_a_callback_that_waits_while_others_go_on(run_program: Any) -> None:
+    run_program(
+        WATCHED.format(patch=True)
+        + """
+    def callback(_):
+        time.sleep(0.4)  # patched
+
+    async def main(reactor):
+        others = greendefer.defer_to_greenlet(lambda: [time.sleep(0.01) for _ in range(60)])
+        await greendefer.defer_to_greenlet(len, "").addCallback(callback)
+        await seen(1)
+        assert "reactor has not run" in warnings[0], warnings
+        assert "in callback" in warnings[0], warnings
+        assert "defer_to_greenlet" in warnings[0], warnings
+        await others
+        assert len(warnings) == 1, warnings
+
+    task.react(main)
+    """
+    )
+
+
+def test_switched_off_and_asleep(run_program: Any) -> None:
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    async def main(reactor):
+        await greendefer.defer_to_greenlet(len, "")
+        watch = reactor.cooperative_wait.onlooker
+
+        def until_it_sleeps():  # which it does when nothing happens
+            while not watch.asleep:
+                native_sleep(0.005)
+
+        await deferToThread(until_it_sleeps)
+        warn_of_holdups(None)
+        await greendefer.defer_to_greenlet(native_sleep, 0.3)
+        assert not warnings
+
+    task.react(main)
+    """
+    )

@@ -1,0 +1,176 @@
+"""Hooks: what they are told of a call, at each of its ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from greendefer import GreenPool, green_deferred, wait_for_deferred, with_options
+from greendefer.instrumentation import (
+    CallDetails,
+    LoggingHook,
+    PrometheusHook,
+    StructlogHook,
+    get_hooks,
+    set_hooks,
+)
+from greendefer.testing import ClockPool, InlinePool
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+
+    def submitted(self, call: CallDetails) -> None:
+        self.seen.append(("submitted", call.function, call.pool))
+
+    def started(self, call: CallDetails, *, queued: float) -> None:
+        assert queued >= 0
+        self.seen.append(("started",))
+
+    def ended(self, call: CallDetails, *, how: str, queued: float, running: Any) -> None:
+        assert queued >= 0
+        assert running is None or running >= 0
+        self.seen.append(("ended", how, running is not None))
+
+    def rejected(self, call: CallDetails) -> None:
+        self.seen.append(("rejected",))
+
+
+@pytest.fixture(autouse=True)
+def no_hooks_afterwards() -> Iterator[None]:
+    yield
+    set_hooks([])
+
+
+@pytest.fixture
+def seen() -> list[tuple[Any, ...]]:
+    recorder = Recorder()
+    set_hooks([recorder])
+    assert get_hooks() == (recorder,)
+    return recorder.seen
+
+
+def raises() -> None:
+    raise KeyError
+
+
+def quiet(d: Deferred[Any]) -> Deferred[Any]:
+    return d.addErrback(lambda _: None)
+
+
+def test_what_a_call_goes_through(seen: Any) -> None:
+    assert wait_for_deferred(GreenPool(name="p").submit(len, "four")) == 4
+    assert seen == [("submitted", "len", "p"), ("started",), ("ended", "completed", True)]
+
+
+def test_a_failure(seen: Any) -> None:
+    quiet(InlinePool().submit(raises))
+    assert seen[1:] == [("started",), ("ended", "failed", True)]
+
+
+def test_cancelled_while_it_runs_and_while_it_is_queued(seen: Any) -> None:
+    pool = ClockPool(Clock(), 1)
+    running, queued = quiet(pool.submit(len, "")), quiet(pool.submit(len, ""))
+    pool.step(takes=1)
+    queued.cancel()
+    running.cancel()
+    assert seen[2:] == [
+        ("started",),
+        ("ended", "cancelled", False),
+        ("ended", "cancelled", True),
+    ]
+
+
+def test_out_of_time(seen: Any) -> None:
+    clock = Clock()
+    quiet(with_options(green_deferred(len), pool=ClockPool(clock), timeout=1)(""))
+    clock.advance(1)
+    assert seen[1:] == [("ended", "timed_out", False)]
+
+
+def test_rejected_because_it_is_full_or_closed(seen: Any) -> None:
+    pool = ClockPool(Clock(), 1, max_queued=1)
+    for _ in range(3):
+        quiet(pool.submit(len, ""))
+    assert seen[3:] == [("rejected",)]
+    pool.close()
+    assert seen[4:] == [("rejected",)]
+    quiet(pool.submit(len, ""))
+    assert seen[5:] == [("submitted", "len", "clock"), ("rejected",)]
+
+
+def test_a_hook_that_fails_is_logged(logged: Any, seen: Any) -> None:
+    class Broken(Recorder):
+        def submitted(self, call: CallDetails) -> None:
+            raise RuntimeError("the hook")
+
+    after = Recorder()
+    set_hooks([Broken(), after])
+    got: list[int] = []
+    InlinePool().submit(len, "four").addCallback(got.append)
+    assert got == [4]
+    assert len(after.seen) == 3
+    assert "the hook" in str([e["log_failure"] for e in logged if e["isError"]])
+    logged.clear()
+
+
+def test_logging(caplog: pytest.LogCaptureFixture) -> None:
+    set_hooks([LoggingHook()])
+    with caplog.at_level(logging.DEBUG, "greendefer"):
+        InlinePool("x").submit(len, "")
+        quiet(InlinePool("x").submit(raises))
+        pool = ClockPool(Clock(), 1, max_queued=0, name="y")
+        pool.submit(len, "")
+        quiet(pool.submit(len, ""))
+    by_level = [(r.levelname, r.getMessage()) for r in caplog.records]
+    assert ("DEBUG", "len submitted to x") in by_level
+    assert ("WARNING", "len rejected by y") in by_level
+    assert any(
+        level == "WARNING" and text.startswith("raises failed on x") for level, text in by_level
+    )
+
+
+def test_structlog() -> None:
+    pytest.importorskip("structlog")
+    from structlog.testing import capture_logs
+
+    with capture_logs() as events:
+        set_hooks([StructlogHook()])
+        InlinePool("x").submit(len, "")
+        pool = ClockPool(Clock(), 1, max_queued=0)
+        pool.submit(len, "")
+        quiet(pool.submit(len, ""))
+    names = [event["event"] for event in events]
+    assert names[:3] == ["call submitted", "call started", "call ended"]
+    assert names[-1] == "call rejected"
+    assert events[2]["how"] == "completed"
+
+
+def test_prometheus() -> None:
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    set_hooks([PrometheusHook(registry)])
+    InlinePool("x").submit(len, "")
+    quiet(InlinePool("x").submit(raises))
+    pool = ClockPool(Clock(), 1, max_queued=0, name="y")
+    pool.submit(len, "")
+    quiet(pool.submit(len, ""))
+
+    def total(**labels: str) -> Any:
+        return registry.get_sample_value("greendefer_calls_total", labels)
+
+    assert total(pool="x", function="len", outcome="completed") == 1
+    assert total(pool="x", function="raises", outcome="failed") == 1
+    assert total(pool="y", function="len", outcome="rejected") == 1
+    assert (
+        registry.get_sample_value(
+            "greendefer_call_running_seconds_count", {"pool": "x", "function": "len"}
+        )
+        == 1
+    )
