@@ -182,14 +182,12 @@ class Table:
         assert type(error) is CallTimeout, error
         s = adds_up(pool)
         assert s.timed_out == 1, s
-        if self.can_kill:
-            await self.gates.ended("a")
-        else:
+        if not self.can_kill:
             await self.gates.entered("a")
             if not self.in_processes:
                 assert adds_up(pool).lingering == 1
             self.gates.open["a"]()
-        assert await pool.submit(len, "four") == 4  # in the same slot
+        assert await pool.submit(len, "four") == 4  # in the same slot, so it has ended
         await self.settled(pool)
 
     async def timeout_queued(self) -> None:
