@@ -19,9 +19,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
 from twisted.logger import Logger, LogLevel
-
-from ...carriers.greenlets import current_call
 
 __all__ = ["closing_connections"]
 
@@ -45,7 +44,7 @@ def closing_connections() -> Iterator[None]:
     :raises ImproperlyConfigured: all greenlets would share one connection, because the program is
         not patched.
     """
-    if current_call() is not None and not monkey.is_module_patched("threading"):
+    if get_hub_if_exists() is not None and not monkey.is_module_patched("threading"):
         raise ImproperlyConfigured(
             "Django keeps a connection for each thread, and here all greenlets are one thread to "
             "it: call gevent.monkey.patch_all() in the first lines of the program, before "
