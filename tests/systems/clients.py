@@ -51,7 +51,10 @@ class Connections:
 
     @contextmanager
     def one(self) -> Iterator[Any]:
-        connection = self._idle.pop() if self._idle else self._connect()
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
         try:
             yield connection
         finally:

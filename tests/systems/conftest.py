@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -28,10 +29,13 @@ def needs(module: str) -> Any:
     return pytest.importorskip(module)
 
 
-@pytest.fixture(autouse=True)
-def patched() -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before any server is started for them."""
     if not PATCHED:
-        pytest.skip("patched only: python -m gevent.monkey --module pytest tests/systems")
+        skip = pytest.mark.skip(reason="patched only: python -m gevent.monkey --module pytest")
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +66,15 @@ ALIASES = ["default", "plain"] + ["pooled"] * (DRIVER == "psycopg")
 
 
 @pytest.fixture(scope="session")
-def django_server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
+def django() -> Any:
+    needs("django_db_geventpool")
+    return needs("django")
+
+
+@pytest.fixture(scope="session")
+def django_server(django: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
     """PostgreSQL with Django set up on it: a role for each alias, which the server itself does not
     allow more than 20 connections."""
-    import django
     from django.conf import settings
     from django.db import connections
 
@@ -89,6 +98,8 @@ def django_server(postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
         }
         for alias in [*ALIASES, "control"]
     }
+    lite = str(postgresql.folder / "lite")
+    databases["lite"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": lite}
     settings.configure(
         DATABASES=databases,
         INSTALLED_APPS=["greendefer.contrib.django", "systems.exampleapp"],

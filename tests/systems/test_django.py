@@ -6,13 +6,15 @@ of its own.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import gevent
 import pytest
-from conftest import PATCHED
 from gevent.event import Event
 from servers import PostgreSQL
 from twisted.internet.defer import CancelledError, Deferred
@@ -24,9 +26,6 @@ from .conftest import ALIASES, CONNECTIONS, needs, until
 
 needs("django")
 needs("django_db_geventpool")
-
-if not PATCHED:
-    pytest.skip("patched only", allow_module_level=True)
 
 
 @pytest.fixture
@@ -386,3 +385,29 @@ def test_the_server_stops_in_the_middle_of_queries_and_comes_back(
         server.start()
     for n, d in enumerate([pool.submit(query, alias, "SELECT %s", n) for n in range(100)]):
         assert greendefer.wait_for_deferred(d, 60) == n
+
+
+def test_unpatched_it_is_refused() -> None:
+    """All greenlets would share a connection."""
+    source = """
+        import greendefer
+        greendefer.install()
+        from django.conf import settings
+        from twisted.internet import reactor
+        settings.configure(INSTALLED_APPS=["greendefer.contrib.django"])
+        import django
+        django.setup()
+        d = greendefer.defer_to_greenlet(print, "not refused")
+        d.addErrback(lambda failure: print(failure.value))
+        d.addBoth(lambda _: reactor.stop())
+        reactor.run()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "all greenlets are one thread to it" in done.stdout, done.stderr
+    assert "not refused" not in done.stdout

@@ -26,10 +26,13 @@ def run(example: str) -> str:
     return done.stdout
 
 
-def test_django(postgresql: PostgreSQL) -> None:
-    """(The server of these tests is not used: it tells whether there can be one.)"""
-    needs("django_db_geventpool")
+@pytest.fixture
+def psycopg2() -> None:
     pytest.importorskip("psycopg2")
+
+
+def test_django(django: object, psycopg2: None, postgresql: PostgreSQL) -> None:
+    """(The server of these tests is not used: it tells whether there can be one.)"""
     out = run("django/run.py")
     assert "in the table: ['second']" in out
     assert "500 queries of 100 ms; never more than 20 connections" in out

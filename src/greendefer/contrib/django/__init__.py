@@ -22,8 +22,6 @@ from gevent import monkey
 from greenlet import getcurrent
 from twisted.logger import Logger, LogLevel
 
-from ...carriers.greenlets import Worker
-
 __all__ = ["closing_connections"]
 
 _log = Logger(namespace="greendefer")
@@ -46,7 +44,9 @@ def closing_connections() -> Iterator[None]:
     :raises ImproperlyConfigured: all greenlets would share one connection, because the program is
         not patched.
     """
-    if isinstance(getcurrent(), Worker) and not monkey.is_module_patched("threading"):
+    # (A thread of its own has connections of its own.)
+    in_a_greenlet = getcurrent().parent is not None
+    if in_a_greenlet and not monkey.is_module_patched("threading"):
         raise ImproperlyConfigured(
             "Django keeps a connection for each thread, and here all greenlets are one thread to "
             "it: call gevent.monkey.patch_all() in the first lines of the program, before "
