@@ -258,10 +258,17 @@ def kill_soon(home: Home, call: Call) -> None:
 
 def _throw(home: Home, call: Call, worker: Worker) -> None:
     inside = worker.call
-    while inside is not None and inside is not call:
+    calls = []
+    while inside is not None:
+        calls.append(inside)
         inside = inside.pool.host
-    if inside is None:
+    if call not in calls:
         return  # it has ended, and the worker may run another one
+    if worker.killed in calls:
+        # What this one runs inside of, or what runs inside of it, is ending already. Another kill
+        # would cut off its `finally` blocks; and when it has ended, so has this one, or will:
+        # PoolWorker stops its worker.
+        return
     worker.retired = True  # somebody may yet switch to it for what the call was waiting for
     worker.killed = call
 
