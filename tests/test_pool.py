@@ -1112,6 +1112,50 @@ class TestWorker:
         assert in_reactor(main).error() is PoolClosed
         assert ran.wait(10)
 
+    @pytest.mark.parametrize("first", ["pool", "call"])
+    def test_one_kill_is_enough(self, first: str, in_reactor: Any, gate: Any, stats: Any) -> None:
+        """What a call does about its kill is not cut off by that of its worker, or the reverse."""
+        pool = GreenPool(1)
+        running, ended = Event(), Event()
+        exits: list[str] = []
+
+        def call() -> None:
+            running.set()
+            try:
+                Event().wait()
+            finally:
+                gate()
+                ended.set()
+
+        async def main() -> None:
+            w = pool.worker()
+            await w.open()
+            w.at_exit(lambda: exits.append("exit"))
+            d = w.submit(call)
+            d.addErrback(lambda failure: failure.trap(PoolClosed, CancelledError))
+            await greendefer.defer_to_greenlet(running.wait)
+            if first == "pool":
+                await pool.close(grace=0)
+            else:
+                d.cancel()
+            await greendefer.defer_to_greenlet(gate.entered.wait)
+            if first == "pool":
+                d.cancel()
+                w.leave(kill=True).addErrback(lambda failure: failure.trap(PoolClosed))
+            else:
+                await pool.close(grace=0)
+                w.leave().addErrback(lambda failure: failure.trap(PoolClosed))
+
+        in_reactor(main)
+        for _ in range(20):
+            gevent.sleep(0)
+        gate.opened.set()
+        assert ended.wait(10)
+        while pool.stats().running or pool.stats().lingering:
+            gevent.sleep(0)
+        assert exits == ["exit"]
+        stats(pool)
+
     def test_leave_raises_what_at_exit_raised(self, in_reactor: Any) -> None:
         pool = GreenPool(1)
 

@@ -58,6 +58,7 @@ class Worker(greenlet):
     """
 
     killed: Call | Errand | None = None
+    kill_next: Call | Errand | None = None
     kill_watch: weakref.ref[Kill] | None = None
     retired = False
 
@@ -106,6 +107,8 @@ class Worker(greenlet):
             else:
                 result = Failure()
         self.calls.pop()
+        if self.kill_next in self.calls and stray is None:
+            stray = self.kill(self.kill_next)
         try:
             call.end(result)
             if stray is not None:
@@ -113,6 +116,22 @@ class Worker(greenlet):
         finally:
             # A Failure has a traceback, which has this frame: no cycle, please.
             del result, stray
+
+    def kill(self, call: Call | Errand) -> Kill:
+        """What is to be raised in this worker, now, to end `call`."""
+        self.retired = True  # somebody may yet switch to it for what the call was waiting for
+        self.killed = call
+        place = self._carrier.place
+
+        def gone(_: object) -> None:
+            if call in self.calls:
+                place.call_soon(self.log_swallowed, call)
+
+        # The exception lives for as long as it propagates: while `finally` blocks run, it is the
+        # one being handled. Once it is gone, and the call is not, somebody has swallowed it.
+        kill = Kill(call)
+        self.kill_watch = weakref.ref(kill, gone)
+        return kill
 
     def log_swallowed(self, call: Call | Errand) -> None:
         """Say once that `call`, or what runs inside of it, goes on although it was killed."""
@@ -126,6 +145,8 @@ class Worker(greenlet):
                 name=guilty.name,
                 pool=repr(guilty.pool),
             )
+        if self.kill_next in self.calls and getcurrent() is not self:
+            throw_kill(self._carrier.place, self.kill_next)
 
     def switch_out(self) -> None:
         # The hub calls this in a greenlet that is about to switch to it (gevent/
@@ -146,7 +167,7 @@ class GreenletCarrier:
         self.make_way: Callable[[], None] = place.make_way
         self.idle: list[Worker] = []
         self.workers = 0
-        self._place = place
+        self.place = place
         self._loop = place.loop
         self._ready: deque[Call | Errand] = deque()
         self._scheduled = False
@@ -165,10 +186,10 @@ class GreenletCarrier:
         return call.claim()  # next_call() passes over it
 
     def kill(self, call: Call) -> None:
-        self._loop.run_callback(throw_kill, self._place, call)
+        self._loop.run_callback(throw_kill, self.place, call)
 
     def pinned(self) -> PinnedGreenletCarrier:
-        return PinnedGreenletCarrier(self._place)
+        return PinnedGreenletCarrier(self.place)
 
     def stop(self) -> None:
         pass  # idle workers go with the hub
@@ -275,15 +296,11 @@ def throw_kill(place: Place, call: Call | Errand) -> None:
     worker: Worker | None = call.carried_by
     if worker is None or call not in worker.calls or call.is_leaving:
         return  # it has ended, and the worker may run another one; or it is about to
-    worker.retired = True  # somebody may yet switch to it for what the call was waiting for
-    worker.killed = call
-
-    def gone(_: object) -> None:
-        if call in worker.calls:
-            place.call_soon(worker.log_swallowed, call)
-
-    # The exception lives for as long as it propagates: while `finally` blocks run, it is the one
-    # being handled. Once it is gone, and the call is not, somebody has swallowed it.
-    kill = [Kill(call)]
-    worker.kill_watch = weakref.ref(kill[0], gone)
-    worker.throw(kill.pop())
+    if worker.killed in worker.calls:
+        # One kill at a time: another would cut off the `finally` blocks that the first one runs.
+        # What runs inside of the one that is killed ends with it; what that one runs inside of
+        # has its turn afterwards.
+        if worker.calls.index(call) < worker.calls.index(worker.killed):
+            worker.kill_next = call
+    else:
+        worker.throw(worker.kill(call))
