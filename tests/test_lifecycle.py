@@ -335,8 +335,9 @@ class TestRun:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_idle_reactor_sleeps(kind: str, run_program: Any) -> None:
-    """In 2 seconds of nothing it gives way to the kernel twice at most (context switches, as the
-    kernel counts them; one is the timer of the test itself)."""
+    """In 2 seconds of nothing the process gives way to the kernel a few times at most (context
+    switches, as the kernel counts them): for the timers of the test itself, and for the one look
+    that the watch for holdups has after each. Whatever looks again and again does it 16 times."""
     done = run_program(
         f"""
         import gc, greendefer, resource
@@ -353,7 +354,7 @@ def test_an_idle_reactor_sleeps(kind: str, run_program: Any) -> None:
         print(counts[1] - counts[0])
         """
     )
-    assert int(done.stdout) <= 2, done.stdout
+    assert int(done.stdout) <= 8, done.stdout
 
 
 class TestAlreadyInstalled:

@@ -108,7 +108,7 @@ class Worker(greenlet):
                 result = Failure()
         self.calls.pop()
         if self.kill_next in self.calls and stray is None:
-            stray = self.kill(self.kill_next)
+            stray = self.kill_of(self.kill_next)
         try:
             call.end(result)
             if stray is not None:
@@ -117,7 +117,7 @@ class Worker(greenlet):
             # A Failure has a traceback, which has this frame: no cycle, please.
             del result, stray
 
-    def kill(self, call: Call | Errand) -> Kill:
+    def kill_of(self, call: Call | Errand) -> Kill:
         """What is to be raised in this worker, now, to end `call`."""
         self.retired = True  # somebody may yet switch to it for what the call was waiting for
         self.killed = call
@@ -303,4 +303,4 @@ def throw_kill(place: Place, call: Call | Errand) -> None:
         if worker.calls.index(call) < worker.calls.index(worker.killed):
             worker.kill_next = call
     else:
-        worker.throw(worker.kill(call))
+        worker.throw(worker.kill_of(call))
