@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from greendefer import GreendeferError, start_reactor, wait_for_deferred
+from greendefer import start_reactor, wait_for_deferred
 
 AT_ONCE = 200
 
@@ -117,10 +117,19 @@ def test_flask_under_pywsgi(backend: str, reactor: Any) -> None:
         process.wait()
 
 
-def test_flask_under_gunicorn(backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preload", [False, True])
+def test_flask_under_gunicorn(preload: bool, backend: str, tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
     pytest.importorskip("flask")
-    (tmp_path / "flask_app.py").write_text(APP)
+    (tmp_path / "flask_app.py").write_text(
+        APP.replace("start_reactor", "install") if preload else APP
+    )
+    (tmp_path / "gunicorn.conf.py").write_text(
+        "def post_worker_init(worker):\n"
+        "    import greendefer\n"
+        "    greendefer.start_reactor()\n"
+        f"preload_app = {preload}\n"
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         process = subprocess.Popen(
@@ -147,10 +156,54 @@ def test_where_the_reactor_runs_already(reactor: Any) -> None:
     assert start_reactor() is reactor
 
 
-def test_after_a_fork(reactor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reactor, "made_in_process", 1)
-    with pytest.raises(GreendeferError, match="forked"):
-        start_reactor()
+def test_in_a_forked_process(run_program: Any) -> None:
+    """A reactor that ran already is refused there; one that did not is its own."""
+    run_program(
+        """
+        import os, sys, traceback
+        import greendefer
+        from greendefer.reactor import install
+        from twisted.internet.threads import deferToThread
+
+        def in_a_child(f):
+            pid = os.fork()
+            if not pid:
+                status = 1
+                try:
+                    f()
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(status)
+            assert os.waitpid(pid, 0)[1] == 0
+
+        install()
+        from twisted.internet import reactor
+        threads = greendefer.NativeThreadPool(2)
+
+        def use():
+            greendefer.start_reactor()
+            assert greendefer.wait_for_deferred(threads.submit(len, "four"), 10) == 4
+            assert greendefer.wait_for_deferred(deferToThread(len, "four"), 10) == 4
+
+        in_a_child(use)
+        use()
+        threads.submit(len, "idle")
+
+        def refused():
+            try:
+                greendefer.start_reactor()
+            except greendefer.GreendeferError as e:
+                assert "forked" in str(e), e
+            else:
+                raise AssertionError("not refused")
+            # Our threads did not come along.
+            assert greendefer.wait_for_deferred(threads.submit(len, "four"), 10) == 4
+
+        in_a_child(refused)
+        """
+    )
 
 
 def test_from_many_greenlets_and_after_the_end(run_program: Any) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import sys
+import threading
 from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.lock import Semaphore
 
 from .errors import GreendeferError
 from .home import SHUTDOWN_GRACE, has_stopped
 from .reactor import install
 
 _reactor: Any = None
+_installing = Semaphore()
 
 
 def start_reactor() -> Any:
@@ -34,19 +38,20 @@ def start_reactor() -> Any:
     module needs it, changes nothing. Ctrl-C goes to the program, as without it; the reactor
     handles no signals, so there is no ``spawnProcess`` (gevent has its own ``subprocess``).
 
-    Where a server forks its workers (gunicorn), each of them needs a reactor of its own: call it,
-    and import ``twisted.internet.reactor``, in the worker: without ``--preload``, or from a
-    ``post_fork`` hook.
+    Where a server forks its workers (gunicorn), each of them runs a reactor of its own: call it in
+    the worker, as a request's function does; with ``--preload``, from its ``post_worker_init``
+    hook.
 
-    :returns: the reactor, which runs. It is stopped when the program ends, by ``atexit``: running
-        calls have a second's grace then.
-    :raises GreendeferError: the installed reactor is not green, runs in another thread, was
-        installed before this process was forked from another, or has stopped: no reactor of
-        Twisted's can be started again.
+    :returns: the reactor, which runs. It is stopped when the program ends: running calls have a
+        second's grace then.
+    :raises GreendeferError: the installed reactor is not green, runs in another thread, ran
+        already when this process was forked from another, or has stopped: no reactor of Twisted's
+        can be started again.
     """
     global _reactor
-    if "twisted.internet.reactor" not in sys.modules:
-        install()
+    with _installing:  # patched, even an import gives way to other greenlets
+        if "twisted.internet.reactor" not in sys.modules:
+            install()
     reactor: Any = sys.modules["twisted.internet.reactor"]
     wait = getattr(reactor, "cooperative_wait", None)
     if wait is None:
@@ -55,12 +60,12 @@ def start_reactor() -> Any:
             "not run on gevent's hub, so it can't run beside other greenlets. Call "
             "start_reactor() before anything imports twisted.internet.reactor."
         )
-    if reactor.made_in_process != os.getpid():
+    if reactor.forked_while_running:
         raise GreendeferError(
-            "The reactor was installed before this process was forked, and shares its poller with "
-            "the other one: each would get what is meant for the other. Import "
-            "twisted.internet.reactor, and call start_reactor(), in the forked process only (with "
-            "gunicorn: without --preload, or in post_fork)."
+            "The reactor ran already when this process was forked: its connections are those of "
+            "the other process, and each would get what is meant for the other. Call "
+            "start_reactor() in the forked process only (with gunicorn: without --preload, or in "
+            "post_worker_init)."
         )
     if not wait.is_this_thread():
         raise GreendeferError("The reactor belongs to another thread: call start_reactor() there")
@@ -73,13 +78,17 @@ def start_reactor() -> Any:
     if _reactor is not reactor:
         _reactor = reactor
         background = gevent.spawn(reactor.run, installSignalHandlers=False)
-        atexit.register(_stop, reactor, background)
+        stop = functools.partial(_stop, reactor, background, os.getpid())
+        atexit.register(stop)
+        # Python waits for its threads before that, and those of the reactor's pool end with the
+        # reactor: concurrent.futures.thread has its way of coming first (threading.py, _shutdown).
+        getattr(threading, "_register_atexit", atexit.register)(stop)
     started.wait()
     return reactor
 
 
-def _stop(reactor: Any, background: gevent.Greenlet[..., Any]) -> None:
+def _stop(reactor: Any, background: gevent.Greenlet[..., Any], process: int) -> None:
     """The program ends."""
-    if reactor.running and reactor.made_in_process == os.getpid():
+    if reactor.running and process == os.getpid():
         reactor.stop()
         background.join(SHUTDOWN_GRACE + 1.0)

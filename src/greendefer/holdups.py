@@ -68,6 +68,12 @@ class HoldupWatch:
         else:
             self._inbox.put(None)
 
+    def forked(self) -> None:
+        """This is a child process, without the thread."""
+        self._inbox = SimpleQueue()
+        self._runs = False
+        self.asleep = True
+
     def stop(self) -> None:
         self._stopped = True
         self._inbox.put(None)

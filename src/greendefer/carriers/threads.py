@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import count
+from os import getpid
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,14 @@ class ThreadCarrier:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._idle: deque[_Thread] = deque()
+        self._process = getpid()
 
     def start(self, call: Call) -> None:
         errand = Errand(self._home, call)
         idle = self._idle
+        if self._process != getpid():  # a forked child has none of its parent's threads
+            self._process = getpid()
+            idle.clear()
         while idle:
             if idle.pop().take(errand):
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +39,7 @@ class GreenReactor(_Base):
     waits for wakes it; a new descriptor needs no waking, the kernel sees it.
 
     :ivar cooperative_wait: where it waits, and which greenlet is the reactor's.
-    :ivar made_in_process: the number of the process that made it.
+    :ivar forked_while_running: this process was forked from one in which it ran.
     :ivar interrupt_main: what Ctrl-C does while the reactor itself does not handle it.
     :ivar threads: what the reactor's thread pool is made of, once somebody asks for it:
         ``"native"`` threads, or ``"green"`` ones: :class:`greendefer.threadpool.GreenThreadPool`.
@@ -50,7 +49,7 @@ class GreenReactor(_Base):
 
     def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
         self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
-        self.made_in_process: int = os.getpid()
+        self.forked_while_running = False
         self.interrupt_main: InterruptMain = InterruptMain(self)
         make_greenlet_local()
         _unpatched.use_native_primitives()
@@ -130,6 +129,7 @@ class GreenReactor(_Base):
     def forked(self) -> None:
         """This is a child process: share nothing with the parent that either could disturb."""
         base: Any = self
+        self.forked_while_running = base.running
         waker = base.waker
         if waker is not None:
             base._internalReaders.discard(waker)
@@ -137,7 +137,7 @@ class GreenReactor(_Base):
             waker.connectionLost(Failure(ConnectionDone("This process was forked")))
             base.waker = None
             self.installWaker()
-        self.cooperative_wait.wake_if_parked()
+        self.cooperative_wait.forked()
 
     # Waking.
 

@@ -33,6 +33,8 @@ class Onlooker(Protocol):
 
     def wake(self) -> None: ...
 
+    def forked(self) -> None: ...
+
 
 class CooperativeWait:
     """Where the reactor's greenlet is parked while it has nothing to do.
@@ -178,6 +180,12 @@ class CooperativeWait:
         """The same, for what the reactor looks at by itself before its next wait."""
         if self._parked is not None:
             self.wake()
+
+    def forked(self) -> None:
+        """This is a child process."""
+        if self.onlooker is not None:
+            self.onlooker.forked()
+        self.wake_if_parked()
 
     def make_way(self) -> None:
         """Let the reactor run next if greenlets have run for longer than :data:`SLICE` without it.
