@@ -80,12 +80,10 @@ class Call(Deferred[Any]):
         self.pool = pool
         self.state: int = QUEUED
         self.f = f
-        self._args = args
-        self._kwargs = kwargs
+        # What it needs until it has ended.
+        self._ingredients: Any = (args, kwargs, copy_context(), _twistedcontext.current())
         self._timeouts = timeouts
         self._on_cancel: OnCancel = on_cancel
-        self._context = copy_context()
-        self._twisted_context = _twistedcontext.current()
 
     @property
     def name(self) -> str:
@@ -107,7 +105,8 @@ class Call(Deferred[Any]):
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What it calls the function with."""
-        return self._args, self._kwargs
+        args, kwargs, _, _ = self._ingredients
+        return args, kwargs
 
     @property
     def is_queued(self) -> bool:
@@ -125,24 +124,26 @@ class Call(Deferred[Any]):
         """Does it wait to be run, still?"""
         return self.state == STARTED
 
-    def begin(self) -> None:
-        """It starts to run now."""
+    def begin(self) -> bool:
+        """It starts to run now; ``False``, if it was withdrawn."""
+        if self.state != STARTED:
+            return False
         self.state = RUNNING
         if self.seen is not None:
             self.seen.started()
         timeouts = self._timeouts
         # It may have been given up on while a thread's message of this was on the way.
-        if timeouts is not None and self.outcome is None:
+        if timeouts is not None and timeouts.running is not None and self.outcome is None:
             self._set_deadline(timeouts.running)
+        return True
 
     def run(self) -> Any:
         """Run the function in the caller's contexts."""
         f = self.f if self.pool.around is None else self._run_inside
-        if self._twisted_context is None:
-            return self._context.run(f, *self._args, **self._kwargs)
-        return self._context.run(
-            twisted_context.call, self._twisted_context, f, *self._args, **self._kwargs
-        )
+        args, kwargs, context, log_context = self._ingredients
+        if log_context is None:
+            return context.run(f, *args, **kwargs)
+        return context.run(twisted_context.call, log_context, f, *args, **kwargs)
 
     def _run_inside(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function inside of what its pool has around each call."""
@@ -180,9 +181,9 @@ class Call(Deferred[Any]):
 
     def stop_clock(self) -> None:
         """It can't expire any more."""
-        deadline, self._deadline = self._deadline, None
-        if deadline is not None:
-            deadline.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _expire(self) -> None:
         self._deadline = None
@@ -213,17 +214,20 @@ class Call(Deferred[Any]):
 
     def fire(self, result: Any) -> None:
         """Fire with `result`, unless it was cancelled on the way."""
-        wait_ends(self)
+        if self.waits_for is not None:
+            wait_ends(self)
         if self.called:
             return
-        self.stop_clock()
+        if self._deadline is not None:
+            self.stop_clock()
         if result is CLOSED:
             result = Failure(self.closed_error())
         if self._inner is not None:
             self._inner = None
             if isinstance(result, Failure):
                 self.settle("failed")
-        self.report()
+        if self.seen is not None:
+            self.report()
         self.callback(result)
 
     def report(self) -> None:
@@ -234,8 +238,7 @@ class Call(Deferred[Any]):
 
     def forget(self) -> None:
         """Let go of what only a call that may still run needs."""
-        self.carried_by = None
-        del self._args, self._kwargs, self._context, self._twisted_context
+        self.carried_by = self._ingredients = None
 
 
 CLOSED: Any = object()

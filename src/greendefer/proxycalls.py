@@ -130,7 +130,8 @@ class ProxyCall(Call):
             return None
         self._pending = False
         self._claimed = True
-        f = partial(self.f, *self._args, **self._kwargs)
+        args, kwargs = self.arguments
+        f = partial(self.f, *args, **kwargs)
         begin_all()
         return f
 

@@ -11,6 +11,7 @@ import wrapt
 from twisted.internet.defer import Deferred
 
 from .admission import Pool
+from .call import Call
 from .policy import OnCancel, Timeouts, as_timeouts, check_on_cancel
 from .pool import default_pool
 
@@ -106,7 +107,7 @@ class ReturnsDeferred(OnAPool):
         pool = self.fixed_pool
         if pool is None:
             pool = self.choose(wrapped, instance)
-        return pool._call(wrapped, args, kwargs, self.timeouts, self.on_cancel)
+        return pool._admit(Call(pool, wrapped, args, kwargs, self.timeouts, self.on_cancel))
 
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class Carrier(Protocol):
     """What a pool asks of whatever runs its calls. All of it in the reactor's thread.
 
-    In return, and in that thread too, the carrier tells the call when it begins (``begin()``) and
-    with what it has ended (``end(result)``).
+    In return, and in that thread too, the carrier tells the call when it begins (``begin()``, which
+    says whether it may) and with what it has ended (``end(result)``).
     """
 
     kind: str
@@ -86,9 +86,16 @@ class Errand:
     def closed_error(self) -> Exception:
         return self.call.closed_error()
 
-    # What the thread that claimed it calls; the call hears of it in the reactor's.
+    # What the thread that takes it calls; the call hears of it in the reactor's.
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
+        if not self.claim():
+            return False
+        self.begun()
+        return True
+
+    def begun(self) -> None:
+        """It was taken, and runs now."""
         if self.home.is_here():  # as in a "thread" of a patched executor, which is a greenlet
             self.call.begin()
         else:

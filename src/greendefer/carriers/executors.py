@@ -96,7 +96,7 @@ class ExecutorCarrier:
         errand.carried_by = future
         if what is not errand:
             # Nobody tells us when a process really starts it. A thread does by itself.
-            errand.begin()
+            errand.begun()
         future.add_done_callback(  # in whichever thread
             lambda future: self._home.deliver(lambda _: self._done(errand, executor, future), None)
         )
@@ -192,6 +192,7 @@ def _another(broken: Any) -> Executor:
 
 def _run_errand(errand: Errand) -> Any:
     """What the threads of a ThreadPoolExecutor run."""
+    errand.begun()
     result = execute(errand)
     if isinstance(result, Failure):
         assert result.value is not None

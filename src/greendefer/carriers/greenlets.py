@@ -74,27 +74,31 @@ class Worker(greenlet):
 
     def run(self) -> None:
         carrier = self._carrier
+        ready = carrier.ready
         try:
             while not self.retired:
-                call = carrier.next_call()
-                if call is None:
+                # One that comes back from a long wait finds the slice over, and parks; the
+                # dispatch that is scheduled already gets it out again. So whoever runs calls here
+                # is bounded.
+                if ready and monotonic() < carrier.until:
+                    self.execute(ready.popleft())
+                else:
                     carrier.idle.append(self)
                     carrier.hub.switch()
-                else:
-                    self.execute(call)
         finally:
             carrier.workers -= 1
 
     def execute(self, call: Call | Errand) -> None:
-        """Run one call to its end.
+        """Run one call to its end, if nobody has withdrawn it.
 
         :raises Kill: one that was meant for the call that this one runs inside of.
         """
+        if not call.begin():
+            return
         self.calls.append(call)
         call.carried_by = self
         stray = result = None
         try:
-            call.begin()
             result = call.run()
             if self.killed is call:
                 self.log_swallowed(call)
@@ -169,21 +173,21 @@ class GreenletCarrier:
         self.workers = 0
         self.place = place
         self._loop = place.loop
-        self._ready: deque[Call | Errand] = deque()
+        self.ready: deque[Call | Errand] = deque()
         self._scheduled = False
-        self._until = 0.0
+        self.until = 0.0
         self._next_round: Any = self._loop.timer(0.0)
         self._trimmer: Any = None
         self._fewest_idle = 0
 
     def start(self, call: Call | Errand) -> None:
-        self._ready.append(call)
+        self.ready.append(call)
         if not self._scheduled:
             self._scheduled = True
             self._loop.run_callback(self._dispatch)
 
     def withdraw(self, call: Call) -> bool:
-        return call.claim()  # next_call() passes over it
+        return call.claim()  # it will not begin
 
     def kill(self, call: Call) -> None:
         self._loop.run_callback(throw_kill, self.place, call)
@@ -194,33 +198,20 @@ class GreenletCarrier:
     def stop(self) -> None:
         pass  # idle workers go with the hub
 
-    def next_call(self) -> Call | Errand | None:
-        """The next call to run now; ``None`` when there is none, or the slice is over.
-
-        A worker that comes back from a long wait finds the slice over, and parks; the dispatch
-        that is scheduled already gets it out again. So whoever runs calls here is bounded.
-        """
-        ready = self._ready
-        while ready and monotonic() < self._until:
-            call = ready.popleft()
-            if call.claim():
-                return call
-        return None
-
     def _dispatch(self) -> None:
         """Start what is ready. Runs in the hub."""
-        self._until = monotonic() + SLICE
+        self.until = monotonic() + SLICE
         idle = self.idle
         try:
-            while self._ready and monotonic() < self._until:
+            while self.ready and monotonic() < self.until:
                 worker = idle.pop() if idle else Worker(self)
                 if not worker.dead:  # as one is that somebody killed while it was idle
                     worker.switch()  # comes back here when its call waits, or it is idle
         finally:
-            self._until = 0.0
+            self.until = 0.0
             self._fewest_idle = min(self._fewest_idle, len(idle))
-            self._scheduled = bool(self._ready)
-            if self._ready:
+            self._scheduled = bool(self.ready)
+            if self.ready:
                 # A callback would run before the hub polls again; a timer lets it go round first.
                 self._next_round.start(self._dispatch, update=True)
             if self._trimmer is None:
@@ -280,10 +271,7 @@ class PinnedGreenletCarrier:
         assert isinstance(worker, Worker)
         while True:
             while self._ready:
-                call = self._ready.popleft()
-                if call.claim():
-                    worker.execute(call)
-                del call
+                worker.execute(self._ready.popleft())
             if self._stopped:
                 return
             waiter: Waiter[None] = Waiter(self._place.hub)

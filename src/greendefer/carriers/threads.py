@@ -116,7 +116,7 @@ class _Thread:
                 return
             if errand is None:
                 return
-            if errand.claim():
+            if errand.begin():
                 result = execute(errand)
                 call, home = errand.call, errand.home
                 del errand
@@ -133,14 +133,13 @@ class _Thread:
 
 
 def execute(errand: Errand) -> Any:
-    """Run one call in this thread.
+    """Run one call that has begun, in this thread.
 
     :returns: its result, or a Failure.
     """
     current: Any = getcurrent()
     outer = getattr(current, "greendefer_call", None)
     current.greendefer_call = errand.call  # see current_call()
-    errand.begin()
     try:
         return errand.run()
     except BaseException:
@@ -178,6 +177,6 @@ class PinnedThreadCarrier:
 
     def serve(self) -> None:
         while (errand := self._inbox.get()) is not None:
-            if errand.claim():
+            if errand.begin():
                 errand.end(execute(errand))
             del errand
