@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from gevent import monkey
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
+from twisted.python import log
 
+from .reactor._dispatch import call_with_logger
 from .reactor._installed import refuse_if_installed
 from .reactor._stock import native_kind
 from .reactor.green import GreenReactor
@@ -78,6 +80,9 @@ class GreenSelector(_StockSelector):
         # asyncio keeps the running loop for each thread, and so for all its greenlets. Whoever
         # runs while this one waits must not take it for theirs; and if one of them runs a loop of
         # its own, that stays theirs when this one goes on.
+        patience = self._wait.patience(timeout)
+        if patience > 0 and (ready := super().select(patience)):
+            return ready
         loop = asyncio._get_running_loop()
         asyncio._set_running_loop(self._loop_of_others)
         try:
@@ -105,6 +110,14 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
         self._selector.renew()
         self._close_self_pipe()
         self._make_self_pipe()
+
+    def add_reader(  # type: ignore[override]
+        self, fd: Any, callback: Callable[..., Any], *args: Any
+    ) -> None:
+        # Twisted's reactor asks for callWithLogger().
+        if callback is log.callWithLogger:
+            callback = call_with_logger
+        super().add_reader(fd, callback, *args)
 
     _selector: GreenSelector
     _close_self_pipe: Any
@@ -144,6 +157,9 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
                 f"GeventAsyncioReactor runs on a GreenEventLoop of this module, not {eventloop!r}"
             )
         super().__init__(eventloop, cooperative_wait=eventloop.cooperative_wait)
+
+    def _write_soon(self) -> None:
+        self._asyncioEventloop.call_soon(self._write_eagerly)
 
     def forked(self) -> None:
         self._asyncioEventloop.forked()

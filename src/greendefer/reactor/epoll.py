@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import monkey
 from twisted.internet.main import installReactor
 
+from ._dispatch import call_in, contexts_here
 from ._installed import refuse_if_installed
 from ._stock import stock_module
 from .green import GreenReactor
@@ -28,6 +29,26 @@ class GreenEPollReactor(GreenReactor, EPollReactor):
         self.cooperative_wait.watch(self._poller.fileno())
 
     _poller: Any
+
+    def _poll_by_itself(self, delay: float | None) -> bool:
+        patience = self.cooperative_wait.patience(delay)
+        return patience > 0 and self._poll(patience)
+
+    def _poll(self, delay: float) -> bool:
+        # As EPollReactor.doPoll(), with less around each event.
+        ready = self._poller.poll(delay, len(self._selectables))
+        contexts, log_context = contexts_here()
+        selectables = self._selectables
+        for fd, event in ready:
+            selectable = selectables.get(fd)
+            if selectable is not None:  # it may have been closed by the one before
+                call_in(
+                    contexts, log_context, selectable, self._doReadOrWrite, selectable, fd, event
+                )
+        return bool(ready)
+
+    _doReadOrWrite: Any
+    _selectables: dict[int, Any]
 
     def forked(self) -> None:
         self._poller.close()

@@ -17,6 +17,7 @@ from .._twistedcontext import make_greenlet_local
 from . import _blockingcalls, _fork, _unpatched
 from ._children import ChildExits
 from ._interrupt import InterruptMain
+from ._writes import WritesFirst
 from .interfaces import IReactorGreenlets
 from .resolver import GeventResolver
 from .wait import CooperativeWait
@@ -30,7 +31,7 @@ else:
 
 
 @implementer(IReactorGreenlets)
-class GreenReactor(_Base):
+class GreenReactor(WritesFirst, _Base):
     """A mixin, first of a reactor's bases: the reactor waits cooperatively, and whatever any
     greenlet of its thread asks of it takes effect at once.
 
@@ -63,8 +64,27 @@ class GreenReactor(_Base):
     def doIteration(self, delay: float | None) -> None:
         # The stock poller is asked after the wait, never before: what was ready before other
         # greenlets ran may be closed by now, and its number taken by another descriptor.
-        self.cooperative_wait.wait(delay)
-        super().doIteration(0)
+        if self._eager:
+            self._write_eagerly()
+            if self._eager:  # producers have more
+                delay = 0
+        if not self._poll_by_itself(delay):
+            self.cooperative_wait.wait(delay)
+            self._poll(0.0)
+        if self._eager:
+            self._write_eagerly()
+
+    def _poll_by_itself(self, delay: float | None) -> bool:
+        """Have the poller wait instead of the hub, if it may. ``True``: something was ready."""
+        return False
+
+    def _poll(self, delay: float) -> bool:
+        """Ask the poller, and tell those that are ready."""
+        super().doIteration(delay)
+        return True
+
+    def _write_soon(self) -> None:
+        self.cooperative_wait.wake_if_parked()
 
     # Which greenlet is the reactor's.
 

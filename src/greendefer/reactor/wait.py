@@ -56,6 +56,7 @@ class CooperativeWait:
         self._woken = False
         self._due = 0.0
         self._last_round = 0.0
+        self._is_busy = False
         self._enter(gevent.get_hub())
 
     def _enter(self, hub: Hub) -> None:
@@ -96,6 +97,20 @@ class CooperativeWait:
         # MODELS"; libuv has no priorities).
         return self.loop.io(fd, events, priority=self.loop.MAXPRI)
 
+    def patience(self, timeout: float | None) -> float:
+        """For how many seconds the poller itself may wait, and the hub need not run.
+
+        More than 0 only while the reactor is busy, and nothing is alive there that could be ready:
+        no greenlet waits in it for anything. For those who would hide from ``activecnt`` (a
+        watcher with ``ref=False``, a callback from another thread) it is :data:`SLICE` at most
+        until the hub runs again.
+        """
+        if not self._is_busy or self._woken or self.loop.activecnt:
+            return 0.0
+        if monotonic() - self._last_round >= SLICE:
+            return 0.0
+        return SLICE if timeout is None else min(timeout, SLICE)
+
     def wait(self, timeout: float | None) -> None:
         """Give way to the hub until something happens, or `timeout` seconds have passed.
 
@@ -125,6 +140,7 @@ class CooperativeWait:
             else:
                 self._go_round(timeout)
                 self._last_round = monotonic()
+                self._is_busy = self._last_round - now < SLICE
         finally:
             self._parked = None
             self._woken = False
