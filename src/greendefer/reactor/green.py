@@ -66,8 +66,7 @@ class GreenReactor(WritesFirst, _Base):
         # greenlets ran may be closed by now, and its number taken by another descriptor.
         if self._eager:
             self._write_eagerly()
-            if self._eager:  # producers have more
-                delay = 0
+            delay = 0.0  # who knows what they have asked for, in the meantime
         if not self._poll_by_itself(delay):
             self.cooperative_wait.wait(delay)
             self._poll(0.0)
