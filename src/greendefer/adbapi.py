@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.enterprise import adbapi
@@ -27,7 +28,7 @@ class GreenConnectionPool(adbapi.ConnectionPool):
         self.threadpool.stop()  # which has begun to run where the reactor runs
         self.threadpool = GreenThreadPool(self.min, self.max, f"adbapi {dbapiName}")
         # Where a connection is looked for; threads have their own number.
-        self.threadID = self.threadpool.slot
+        self.threadID: Callable[[], int | None] = self.threadpool.slot
 
     def finalClose(self) -> Deferred[None]:
         """Close all connections, once the interactions that run have ended.
@@ -50,5 +51,6 @@ class GreenConnectionPool(adbapi.ConnectionPool):
         for trigger in self.shutdownID, self.startID:
             if trigger:
                 self._reactor.removeSystemEventTrigger(trigger)
-        self.shutdownID = self.startID = None
+        self.shutdownID: Any = None
+        self.startID: Any = None
         return self.finalClose()

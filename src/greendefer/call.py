@@ -53,8 +53,8 @@ class Call(Deferred[Any]):
     """
 
     carried_by: Any = None
-    was_killed = False
-    is_leaving = False
+    was_killed: bool = False
+    is_leaving: bool = False
     outcome: str | None = None
     lender: Call | None = None
     borrower: Call | None = None

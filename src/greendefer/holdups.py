@@ -53,7 +53,7 @@ class HoldupWatch:
         self._answered_at = 0.0
         self._out: tuple[int, float] | None = None
         self._runs = False
-        self.asleep = True
+        self.asleep: bool = True
         home.wait.onlooker = self
 
     def wake(self) -> None:

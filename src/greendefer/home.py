@@ -144,9 +144,9 @@ class GreenHome(Home):
 
     def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
         self.wait = wait
-        self.hub = wait.hub
+        self.hub: Any = wait.hub
         self.loop: Any = wait.hub.loop
-        self.make_way = wait.make_way
+        self.make_way: Callable[[], None] = wait.make_way
         super().__init__(reactor, HubTimer(self.loop, reactor.callFromThread))
         self._thread = wait.hub.thread_ident
         if not reactor.running:

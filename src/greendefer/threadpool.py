@@ -33,7 +33,7 @@ class GreenThreadPool(ThreadPool):
     """
 
     def __init__(self, minthreads: int = 0, maxthreads: int = 100, name: str | None = None) -> None:
-        self.pool = GreenPool(maxthreads, name=name)
+        self.pool: GreenPool = GreenPool(maxthreads, name=name)
         self._slots: dict[Any, int] = {}
         self._free_slots: list[int] = []
         self._new_slot = count().__next__
@@ -91,8 +91,8 @@ class GreenThreadPool(ThreadPool):
 
     def start(self) -> None:
         """Nothing needs to be started."""
-        self.joined = False
-        self.started = True
+        self.joined: bool = False
+        self.started: bool = True
 
     def stop(self) -> None:
         """Take no more calls. Those that wait fail; those that run go on, and nobody waits for

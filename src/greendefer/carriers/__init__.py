@@ -62,8 +62,8 @@ class Errand:
     __slots__ = ("_takers", "call", "carried_by", "home")
 
     def __init__(self, home: Home, call: Call) -> None:
-        self.home = home
-        self.call = call
+        self.home: Home = home
+        self.call: Call = call
         self.carried_by: Any = None
         call.carried_by = self
         self._takers = [True]

@@ -42,7 +42,7 @@ class ExecutorCarrier:
             self._executor = executor
         else:
             self._make = executor
-        self.kind = "executor" if self._executor is None else type(executor).__name__
+        self.kind: str = "executor" if self._executor is None else type(executor).__name__
         self._is_ours = False
         self._is_broken = False
         self._to_submit: deque[Errand] = deque()

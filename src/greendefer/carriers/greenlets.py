@@ -60,7 +60,7 @@ class Worker(greenlet):
     killed: Call | Errand | None = None
     kill_next: Call | Errand | None = None
     kill_watch: weakref.ref[Kill] | None = None
-    retired = False
+    retired: bool = False
 
     def __init__(self, carrier: GreenletCarrier) -> None:
         super().__init__(parent=carrier.hub)
@@ -175,7 +175,7 @@ class GreenletCarrier:
         self._loop = place.loop
         self.ready: deque[Call | Errand] = deque()
         self._scheduled = False
-        self.until = 0.0
+        self.until: float = 0.0
         self._next_round: Any = self._loop.timer(0.0)
         self._trimmer: Any = None
         self._fewest_idle = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 from os import getpid
 from queue import Empty
@@ -91,8 +92,8 @@ class _Thread:
         # Whoever takes it decides: the reactor's thread, that there is one more call to run; this
         # one, that it was idle for long enough.
         self._vacant: list[bool] = []
-        self.has_left = False
-        self.join = start_thread(self._run, f"greendefer-{_number()}")
+        self.has_left: bool = False
+        self.join: Callable[[float], object] = start_thread(self._run, f"greendefer-{_number()}")
 
     def take(self, errand: Errand | None) -> bool:
         """Run this one next; ``None`` ends the thread. ``False`` if it has ended by itself."""

@@ -50,7 +50,7 @@ class GreenReactor(WritesFirst, _Base):
 
     def __init__(self, *args: Any, cooperative_wait: CooperativeWait | None = None) -> None:
         self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
-        self.forked_while_running = False
+        self.forked_while_running: bool = False
         self.interrupt_main: InterruptMain = InterruptMain(self)
         make_greenlet_local()
         _unpatched.use_native_primitives()
@@ -129,14 +129,14 @@ class GreenReactor(WritesFirst, _Base):
             return
         from ..threadpool import GreenThreadPool  # which is made of what is above this module
 
-        self.threadpool = GreenThreadPool(name="reactor's threads")
-        self.threadpoolShutdownID = self.addSystemEventTrigger(
+        self.threadpool: Any = GreenThreadPool(name="reactor's threads")
+        self.threadpoolShutdownID: Any = self.addSystemEventTrigger(
             "during", "shutdown", self._stopThreadPool
         )
 
     # Forking.
 
-    spawning = False
+    spawning: bool = False
 
     def spawnProcess(self, *args: Any, **kwargs: Any) -> Any:
         self.spawning = True

@@ -46,7 +46,7 @@ class CooperativeWait:
     """
 
     greenlet: greenlet | None = None
-    turns = 0
+    turns: int = 0
     onlooker: Onlooker | None = None
 
     def __init__(self) -> None:

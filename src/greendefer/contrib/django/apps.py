@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
+from typing import TYPE_CHECKING
+
 from django.db import connections
 
 from ...pool import default_pool
 from .. import psycopg
 
+if TYPE_CHECKING:
+    AppConfig = object  # Django has no types
+else:
+    from django.apps import AppConfig
 
-class GreendeferConfig(AppConfig):  # type: ignore[misc]  # Django has no types
+
+class GreendeferConfig(AppConfig):
     """Makes the default pool and the database backends fit for each other."""
 
     name = "greendefer.contrib.django"
