@@ -22,6 +22,8 @@ from greenlet import GreenletExit
 
 END_SECONDS = 5.0
 """How long the server is given to end a query, before its connection is closed all the same."""
+AGAIN_SECONDS = 0.5
+"""How long until it is told once more."""
 
 
 def install() -> None:
@@ -101,13 +103,25 @@ def _end(connection: Any, cancel: Callable[[Any], object]) -> None:
     """Have the server end its query, and then the session; wait until it has."""
     with gevent.Timeout(END_SECONDS, False):  # type: ignore[arg-type]  # as documented
         try:
-            cancel(connection)
             with socket(fileno=os.dup(connection.fileno())) as wire:
+                wire.settimeout(AGAIN_SECONDS)
+                cancel(connection)
                 wire.shutdown(SHUT_WR)
-                while wire.recv(65536):
-                    pass
+                while not _has_ended(wire):
+                    # The server takes no notice of a request that comes before the query.
+                    cancel(connection)
         except Exception:
             pass  # there may be no server any more; what matters is that nobody uses it again
+
+
+def _has_ended(wire: socket) -> bool:
+    """``False``, if nothing is heard for a while."""
+    try:
+        while wire.recv(65536):
+            pass
+        return True
+    except TimeoutError:
+        return False
 
 
 def _cancel_psycopg(connection: Any) -> None:
