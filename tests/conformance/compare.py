@@ -37,7 +37,8 @@ def run(variant: str, tests: list[str], *options: str) -> Outcomes:
             done = subprocess.run(command, stdout=output, stderr=output, cwd=folder)
             if done.returncode or not out.exists():
                 output.seek(0)
-                raise SystemExit(f"{command} failed:\n{output.read()[-5000:]}")
+                status = f"{command} failed with status {done.returncode}"
+                raise SystemExit(f"{status}:\n{output.read()[-5000:]}")
         outcomes: Outcomes = json.loads(out.read_text())
     counts = {what: sum(o[0] == what for o in outcomes.values()) for what in ("passed", "skipped")}
     print(f"{variant:16} {len(outcomes)} tests {' '.join(options)}: {counts}", flush=True)
