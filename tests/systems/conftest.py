@@ -73,6 +73,8 @@ DRIVER = "psycopg" if importlib.util.find_spec("psycopg") else "psycopg2"
 ENGINE = "django_db_geventpool.backends.postgresql_psycopg" + ("3" if DRIVER == "psycopg" else "2")
 CONNECTIONS = 20
 ALIASES = ["default", "plain"] + ["pooled"] * (DRIVER == "psycopg")
+IN_C = ["lite"] + ["maria"] * bool(importlib.util.find_spec("MySQLdb"))
+"""Those whose drivers wait in C."""
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +110,20 @@ def django_server(django: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
         }
         for alias in [*ALIASES, "control"]
     }
-    lite = str(postgresql.folder / "lite")
-    databases["lite"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": lite}
+    # For native threads; in a greenlet nobody asks them for anything.
+    databases["lite"] = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": str(postgresql.folder / "lite"),
+        "OPTIONS": {"timeout": 2.0},
+    }
+    if "maria" in IN_C:
+        databases["maria"] = {
+            "ENGINE": "django.db.backends.mysql",
+            "NAME": "test",
+            "USER": "root",
+            "HOST": "127.0.0.1",
+            "PORT": 0,  # see django_mariadb
+        }
     settings.configure(
         DATABASES=databases,
         INSTALLED_APPS=["greendefer.contrib.django", "systems.exampleapp"],
@@ -133,6 +147,15 @@ def django_server(django: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
     yield postgresql
     control.close()
     greendefer.wait_for_deferred(greendefer.defer_to_greenlet(connections.close_all))
+
+
+@pytest.fixture(scope="session")
+def django_mariadb(django_server: PostgreSQL, mariadb: MariaDB) -> MariaDB:
+    """MariaDB, as Django's ``maria``."""
+    from django.db import connections
+
+    connections.settings["maria"]["PORT"] = mariadb.port
+    return mariadb
 
 
 class Ticker:
