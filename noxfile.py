@@ -79,5 +79,5 @@ def systems(session: nox.Session) -> None:
 def systems_psycopg3(session: nox.Session) -> None:
     """Django on psycopg 3, and psycopg 3. (Django takes it wherever it can import it.)"""
     install(session, "systems-psycopg3")
-    tests = ("test_django.py", "test_psycopg.py", "test_doctor.py")
-    systems_tests(session, *(f"tests/systems/{test}" for test in tests))
+    names = ("django", "django_native", "doctor", "psycopg", "wsgi")
+    systems_tests(session, *(f"tests/systems/test_{name}.py" for name in names))
