@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -156,6 +157,15 @@ def django_mariadb(django_server: PostgreSQL, mariadb: MariaDB) -> MariaDB:
 
     connections.settings["maria"]["PORT"] = mariadb.port
     return mariadb
+
+
+@pytest.fixture(autouse=True)
+def no_connection_is_left() -> Iterator[None]:
+    """The next test may stop the server, and the one after it ask again."""
+    yield
+    django_db = sys.modules.get("django.db")
+    if django_db is not None and importlib.import_module("django.conf").settings.configured:
+        django_db.connections["control"].close()
 
 
 class Ticker:
