@@ -55,12 +55,15 @@ def conformance(session: nox.Session) -> None:
     session.run("python", "tests/conformance/compare.py", *session.posargs)
 
 
-def systems_tests(session: nox.Session, *args: str) -> None:
-    """Patched, on the native reactor; and what concerns Django on the asyncio one, too."""
+def systems_tests(session: nox.Session, *tests: str) -> None:
+    """Patched, on the native reactor and on the asyncio one."""
     pytest = ("python", "-m", "gevent.monkey", "--module", "pytest")
-    session.run(*pytest, *args, *session.posargs)
+    session.run(*pytest, *tests, *session.posargs)
+    # Not again those that only run programs, which install a reactor of their own.
+    names = ("doctor", "examples", "scrapy")
+    programs = [f"--deselect=tests/systems/test_{name}.py" for name in names]
     asyncio = {"GREENDEFER_TEST_REACTOR": "asyncio"}
-    session.run(*pytest, "tests/systems/test_django.py", *session.posargs, env=asyncio)
+    session.run(*pytest, *tests, *programs, *session.posargs, env=asyncio)
 
 
 @nox.session
@@ -68,11 +71,13 @@ def systems(session: nox.Session) -> None:
     """Real drivers on real servers: Django on psycopg2, and all others but psycopg 3."""
     install(session, "systems")
     systems_tests(session, "tests/systems")
+    # And what waits in C, unpatched.
+    session.run("python", "-m", "pytest", "tests/systems", *session.posargs)
 
 
 @nox.session
 def systems_psycopg3(session: nox.Session) -> None:
     """Django on psycopg 3, and psycopg 3. (Django takes it wherever it can import it.)"""
     install(session, "systems-psycopg3")
-    tests = ("test_django.py", "test_psycopg.py", "test_doctor.py")
-    systems_tests(session, *(f"tests/systems/{test}" for test in tests))
+    names = ("django", "django_native", "doctor", "psycopg", "wsgi")
+    systems_tests(session, *(f"tests/systems/test_{name}.py" for name in names))

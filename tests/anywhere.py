@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -40,6 +40,7 @@ if __name__ == "__main__":
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from inspect import iscoroutinefunction
 
 import anywhere_calls as calls
@@ -268,6 +269,68 @@ class Table:
         assert calls.variable.get() == "set"
         again = await pool.submit(calls.contexts)  # on the same worker: the same
         assert again[0] == expected[0], again
+
+    async def around(self) -> None:
+        """Where the call runs; its errors are the call's, and it may swallow the call's."""
+        pool = self.pool(1, around=calls.around)
+        assert (await pool.submit(calls.steps_around))[-1:] == ["entered"]
+        if not self.in_processes:  # they are several, so who knows which one is next
+            assert calls.steps_around() == ["left"]
+            assert type(await outcome(pool.submit(calls.raises))) is KeyError
+            assert calls.steps_around() == ["entered", "KeyError", "left"]
+        pool.around = calls.around_badly
+        error = await outcome(pool.submit(len, "four"))
+        assert type(error) is LookupError, error
+        pool.around = calls.around_swallowing
+        assert await pool.submit(calls.raises) is None
+        assert await pool.submit(len, "four") == 4
+        pool.around = lambda: calls.around_swallowing()
+        if self.in_processes:
+            error = await outcome(pool.submit(len, "four"))
+            assert type(error) is GreendeferError, error
+            assert "`around`" in str(error), error
+        else:
+            assert await pool.submit(calls.raises) is None
+        await self.settled(pool)
+
+    async def around_given_up(self) -> None:
+        """What is around a call is left when that has ended, however it was given up."""
+        if self.in_processes:
+            return
+        pool = self.pool(1, around=calls.around)
+        d = self.gate(pool, "a")
+        await self.gates.entered("a")
+        d.cancel()
+        assert type(await outcome(d)) is CancelledError
+        if self.can_kill:
+            await self.settled(pool)
+            assert calls.steps_around() == ["entered", "GreenletExit", "left"]
+        else:
+            assert calls.steps_around() == ["entered"]
+            self.gates.open["a"]()
+            await self.settled(pool)
+            assert calls.steps_around() == ["left"]
+
+    async def around_a_worker(self) -> None:
+        """Once, in the thread or greenlet that its calls are in."""
+        if not hasattr(self.pool(1), "worker"):
+            return
+        entered_in = []
+
+        @contextmanager
+        def around() -> Iterator[None]:
+            with calls.around():
+                entered_in.append(threading.get_ident())
+                yield
+
+        pool = self.pool(1, around=around)
+        async with pool.worker() as w:
+            assert await w.submit(threading.get_ident) == entered_in[0]
+            assert type(await outcome(w.submit(calls.raises))) is KeyError
+            assert calls.steps_around() == ["entered"]
+        assert calls.steps_around() == ["left"]
+        assert len(entered_in) == 1
+        await self.settled(pool)
 
     async def limits(self) -> None:
         pool = self.pool(2, max_queued=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import gevent.socket
@@ -31,6 +33,39 @@ def raises() -> None:
 def contexts() -> tuple[str, Any]:
     variable.set(variable.get() + ", and changed")
     return variable.get(), twisted_context.get("request")
+
+
+_steps_around: list[str] = []
+
+
+@contextmanager
+def around() -> Iterator[None]:
+    """What a pool has around its calls; what happened around them this process knows."""
+    _steps_around.append("entered")
+    try:
+        yield
+    except BaseException as e:
+        _steps_around.append(type(e).__mro__[0 if isinstance(e, Exception) else 1].__name__)
+        raise
+    finally:
+        _steps_around.append("left")
+
+
+@contextmanager
+def around_badly() -> Iterator[None]:
+    yield
+    raise LookupError("could not clean up")
+
+
+def around_swallowing() -> AbstractContextManager[None]:
+    return suppress(KeyError)
+
+
+def steps_around() -> list[str]:
+    """Those that were not asked for before."""
+    steps = _steps_around[:]
+    _steps_around.clear()
+    return steps
 
 
 def process_id() -> int:

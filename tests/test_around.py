@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -13,7 +14,7 @@ from greenlet import GreenletExit
 from twisted.internet.defer import CancelledError, Deferred
 
 import greendefer
-from greendefer import CallTimeout, GreenPool, PoolClosed
+from greendefer import CallTimeout, ExecutorPool, GreenPool, PoolClosed
 
 Hook = Callable[[], AbstractContextManager[None]]
 
@@ -281,3 +282,5 @@ def test_it_can_be_set_later(diary: Diary) -> None:
 def test_it_must_be_callable() -> None:
     with pytest.raises(TypeError, match=r"GreenPool\(around=\.\.\.\) must be a callable"):
         GreenPool(1, around=suppress(ValueError))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"ExecutorPool\(around=\.\.\.\) must be a callable"):
+        ExecutorPool(Executor, 1, around=suppress(ValueError))  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ PATCH = (
     "Make `from gevent import monkey; monkey.patch_all()` the first lines of the program, or run "
     "it with `python -m greendefer SCRIPT`."
 )
+HOST_NAME = "Names of hosts it looks up in C: say hostaddr=, beside host=, if that may take long."
 IN_THREADS = "Give its calls to native threads: greendefer.NativeThreadPool."
 
 
@@ -191,7 +192,8 @@ def _psycopg() -> Iterator[Finding]:
             says = "It waits in C, because it has no wait callback."
             yield Finding(what, "BLOCKS", says, install)
         elif callback.__module__ == "greendefer.contrib.psycopg":
-            yield Finding(what, "ok", "Its wait callback gives way, and ends killed queries.")
+            says = "Its wait callback gives way, and ends killed queries."
+            yield Finding(what, "ok", says, HOST_NAME)
         else:
             says = f"Its wait callback is {callback.__module__}.{callback.__qualname__}. "
             says += "The server may go on with the query of a call that was killed."

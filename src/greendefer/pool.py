@@ -105,16 +105,18 @@ class NativeThreadPool(WithWorkers):
     started when none is free, is used again, and ends when nobody needed it for 10 seconds. None
     keeps the process alive.
 
-    `around` is that of :class:`GreenPool`.
-
     It is as :class:`GreenPool` in all else, but a thread can't be ended from outside: a call that
     is cancelled or out of time while it runs is **abandoned**. Its Deferred fires at once, what
-    it comes to is dropped, and it holds its slot (``stats().lingering``) until it has ended.
+    it comes to is dropped, and it holds its slot (``stats().lingering``) until it has ended. What
+    the pool has `around` calls is left then, too, in the call's thread.
 
     :param size: how many calls run at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
-    :raises TypeError: `size` or `max_queued` is not a whole number, or `name` is not a string.
+    :param around: what each call, or each :meth:`worker`, is made inside of, in its thread: see
+        :class:`GreenPool`.
+    :raises TypeError: `size` or `max_queued` is not a whole number, `name` is not a string, or
+        `around` is not callable.
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
     """
 
@@ -168,8 +170,10 @@ class ExecutorPool(Pool):
     :param size: how many calls the executor gets at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
-    :raises TypeError: `executor` is neither, `size` or `max_queued` is not a whole number, or
-        `name` is not a string.
+    :param around: what each call is made inside of, where it runs: see :class:`GreenPool`. To
+        another process it goes by its name, as functions do.
+    :raises TypeError: `executor` is neither, `size` or `max_queued` is not a whole number, `name`
+        is not a string, or `around` is not callable.
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
     """
 
@@ -180,8 +184,9 @@ class ExecutorPool(Pool):
         *,
         max_queued: int | None = None,
         name: str | None = None,
+        around: Around | None = None,
     ) -> None:
-        super().__init__(size, max_queued=max_queued, name=name)
+        super().__init__(size, max_queued=max_queued, name=name, around=around)
         if not isinstance(executor, Executor) and not callable(executor):
             raise TypeError(
                 "ExecutorPool(executor, ...) needs a concurrent.futures.Executor, or a function "

@@ -16,6 +16,8 @@ from greendefer import CallTimeout, GreenPool
 from .conftest import until
 
 AT_ONCE = 20
+NAP = 2.0
+"""Seconds; no machine that runs tests stands still for as long."""
 
 
 class Client(Protocol):
@@ -26,6 +28,9 @@ class Client(Protocol):
 
     def ask(self, n: int) -> int:
         """Have the server answer with `n`. Blocks."""
+
+    def nap(self, seconds: float) -> object:
+        """Have the server take so long to answer. Blocks."""
 
     def wait(self) -> object:
         """Wait in the server until `release()`. Blocks."""
@@ -96,6 +101,12 @@ class ClientTests:
         calls = [pool.submit(client.wait) for _ in range(AT_ONCE)]
         together(calls, client.waiting, client.release)
         self.works(client, pool)
+
+    def test_calls_take_the_time_of_one(
+        self, client: Client, pool: GreenPool, in_the_time_of_one: Any
+    ) -> None:
+        self.works(client, pool)  # the connections are there
+        in_the_time_of_one(lambda: [pool.submit(client.nap, NAP) for _ in range(AT_ONCE)], NAP)
 
     def test_half_an_answer(self, client: Client, pool: GreenPool, proxy: Proxy) -> None:
         self.works(client, pool, 1)

@@ -20,8 +20,9 @@ from servers import PostgreSQL
 from twisted.internet.defer import CancelledError, Deferred
 
 import greendefer
-from greendefer import CallTimeout, GreenPool, Timeouts
+from greendefer import CallTimeout, GreenPool, PoolClosed, Timeouts
 
+from .clients import NAP
 from .conftest import ALIASES, CONNECTIONS, needs, until
 
 needs("django")
@@ -132,6 +133,16 @@ def test_queries_wait_together(lock: Lock, together: Any) -> None:
     assert together(calls, lock.waiting, lock.release) == [True] * CONNECTIONS
 
 
+def test_calls_take_the_time_of_one(
+    alias: str, query: Any, pool: GreenPool, in_the_time_of_one: Any
+) -> None:
+    def start() -> list[Deferred[Any]]:
+        return [pool.submit(query, alias, "SELECT pg_sleep(%s)", NAP) for _ in range(CONNECTIONS)]
+
+    greendefer.wait_for_deferred(pool.submit(query, alias, "SELECT 1"))
+    in_the_time_of_one(start, NAP)
+
+
 def test_ten_thousand_calls_over_twenty_connections(
     alias: str, asked: Any, query: Any, ticker: Any, reactor: Any
 ) -> None:
@@ -230,12 +241,24 @@ def test_connections_go_back(
         until(lambda: asked(SESSIONS, f"app_{alias}") == 0, "they are closed")
 
 
+@pytest.mark.parametrize("how", ["cancel", "timeout", "close"])
 @pytest.mark.parametrize("when", ["in a query", "between queries"])
 def test_a_transaction_of_a_killed_call_is_rolled_back(
-    when: str, alias: str, model: Any, query: Any, asked: Any, pool: GreenPool, result: Any
+    when: str,
+    how: str,
+    alias: str,
+    model: Any,
+    query: Any,
+    asked: Any,
+    server: PostgreSQL,
+    result: Any,
 ) -> None:
+    """Killed half-way: it is cancelled, out of time, or its pool is closed."""
     from django.db import transaction
 
+    from greendefer.contrib.django import closing_connections
+
+    pool = GreenPool(CONNECTIONS, around=closing_connections)
     between = Event()
 
     def insert() -> None:
@@ -247,17 +270,24 @@ def test_a_transaction_of_a_killed_call_is_rolled_back(
                 between.set()
                 Event().wait()
 
-    d = pool.submit(insert)
-    cancelled = result(d)
+    timeout = Timeouts(running=1) if how == "timeout" else None
+    d = greendefer.green_deferred(pool=pool, timeout=timeout)(insert)()
+    killed = result(d)
     if when == "in a query":
         until(lambda: asked(SLEEPING, f"app_{alias}") == 1)
     else:
         assert between.wait(20)
-    d.cancel()
-    assert cancelled.error() is CancelledError
+    if how == "cancel":
+        d.cancel()
+    elif how == "close":
+        pool.close(grace=0)
+    errors = {"cancel": CancelledError, "timeout": CallTimeout, "close": PoolClosed}
+    assert killed.error() is errors[how]
     until(lambda: pool.stats().lingering == 0)
     assert asked("SELECT count(*) FROM exampleapp_examplemodel") == 0
     until(lambda: asked(BUSY, f"app_{alias}") == 0, "no session is left in a query")
+    if how == "close":
+        pool = GreenPool(CONNECTIONS, around=closing_connections)
     create = greendefer.green_deferred(pool=pool)(model.objects.using(alias).create)
     greendefer.wait_for_deferred(create(name="whole"))
     assert asked("SELECT count(*) FROM exampleapp_examplemodel") == 1

@@ -28,6 +28,9 @@ PROGRAMS = {
             "ok      psycopg",
         ),
     ],
+    "requests": [("", "ok      requests")],
+    "urllib3": [("", "ok      urllib3")],
+    "sqlite3": [("", "note    sqlite3")],
     "pymysql": [("", "ok      PyMySQL")],
     "redis": [("", "ok      redis")],
     "MySQLdb": [("", "note    mysqlclient")],
@@ -66,6 +69,38 @@ def test_a_driver(module: str, program: str, finding: str) -> None:
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=30, check=False
     )
     assert finding in done.stdout, done.stdout + done.stderr
+
+
+UNPATCHED = {
+    "requests": "BLOCKS  requests",
+    "urllib3": "BLOCKS  urllib3",
+    "redis": "BLOCKS  redis",
+    "pymysql": "BLOCKS  PyMySQL",
+    "psycopg": "BLOCKS  psycopg ",
+    "psycopg2": "BLOCKS  psycopg2",
+    "MySQLdb": "note    mysqlclient",
+    "sqlite3": "note    sqlite3",
+    "subprocess": "BLOCKS  subprocess",
+    "socket": "BLOCKS  socket.getaddrinfo",
+}
+
+
+@pytest.mark.parametrize("module", UNPATCHED)
+def test_unpatched(module: str, of_this_environment: list[str]) -> None:
+    """Each that blocks is followed by what to do about it."""
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    (n,) = (n for n, line in enumerate(of_this_environment) if line.startswith(UNPATCHED[module]))
+    assert of_this_environment[n + 1].startswith("        -> ")
+
+
+@pytest.fixture(scope="module")
+def of_this_environment() -> list[str]:
+    """What ``python -m greendefer.doctor`` prints."""
+    command = [sys.executable, "-m", "greendefer.doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("psycopg"), reason="psycopg is not installed")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from gevent.event import Event
 from gevent.pool import Pool
@@ -21,7 +22,7 @@ urllib3 = needs("urllib3")
 
 
 class HTTPServer:
-    """``/N`` answers with N; ``/wait`` waits until ``gate`` is set."""
+    """``/N`` answers with N; ``/wait`` waits until ``gate`` is set, ``/nap/S`` for S seconds."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self.gate = Event()
@@ -48,6 +49,8 @@ class HTTPServer:
                 self.gate.wait()
             finally:
                 self.waiting -= 1
+        if environ["PATH_INFO"].startswith("/nap/"):
+            gevent.sleep(float(environ["PATH_INFO"].removeprefix("/nap/")))
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"%3000s" % environ["PATH_INFO"].removeprefix("/").encode()]
 
@@ -70,6 +73,9 @@ class HTTPClient:
 
     def ask(self, n: int) -> int:
         return int(self.get(f"{self._url}/{n}"))
+
+    def nap(self, seconds: float) -> object:
+        return self.get(f"{self._url}/nap/{seconds}")
 
     def wait(self) -> object:
         return self.get(f"{self._url}/wait")

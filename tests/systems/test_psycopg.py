@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from servers import PostgreSQL
 
+from greendefer import GreenPool
 from greendefer.contrib import psycopg as ours
 
 from .clients import AT_ONCE, Client, ClientTests, Connections
@@ -19,6 +20,7 @@ if importlib.util.find_spec("psycopg"):
     needs("psycopg_pool")
 else:
     psycopg = needs("psycopg2")
+    needs("psycopg2.extensions")
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
@@ -46,6 +48,9 @@ class PostgresClient:
         padding, answer = self.query("SELECT repeat('-', 3000), %s", n)
         assert len(padding) == 3000
         return int(answer)
+
+    def nap(self, seconds: float) -> object:
+        return self.query("SELECT pg_sleep(%s)", seconds)
 
     def wait(self) -> object:
         return self.query("SELECT pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1)")
@@ -118,4 +123,17 @@ def make_client(server: PostgreSQL) -> Iterator[Callable[[int], Client]]:
 
 
 class TestPsycopg(ClientTests):
-    pass
+    @pytest.mark.skipif(psycopg.__name__ != "psycopg2", reason="psycopg 3 has no wait callback")
+    def test_without_a_wait_callback_it_blocks(
+        self, make_client: Any, server_port: int, pool: GreenPool, in_the_time_of_one: Any
+    ) -> None:
+        """So the measure of ``test_calls_take_the_time_of_one`` does notice."""
+        client = make_client(server_port)
+        psycopg.extensions.set_wait_callback(None)
+        try:
+            with pytest.raises(AssertionError):
+                in_the_time_of_one(lambda: [pool.submit(client.nap, 0.2) for _ in range(8)], 0.2)
+        finally:
+            ours.install()
+            client.release()
+            client.close()

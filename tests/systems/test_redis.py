@@ -23,6 +23,9 @@ class RedisClient:
     def ask(self, n: int) -> int:
         return int(self._redis.echo(f"{n:3000}"))
 
+    def nap(self, seconds: float) -> object:
+        return self._redis.blpop("nothing comes here", timeout=seconds)
+
     def wait(self) -> object:
         return self._redis.blpop("gate")
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -19,6 +25,9 @@ import greendefer
 from greendefer.threadpool import GreenThreadPool
 
 from .conftest import CONNECTIONS, needs, until
+
+AT_ONCE = 1000
+SERVER = str(Path(__file__).parent / "wsgi_server.py")
 
 Serve = Callable[[Any], int]
 
@@ -106,17 +115,82 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_thousand_slow_requests(
-    flask_application: FlaskApplication, serve: Serve, ticker: Any, descriptors: None
-) -> None:
-    port = serve(flask_application.app)
-    clients = [gevent.spawn(get, port, f"/wait/{n}") for n in range(1000)]
-    until(lambda: flask_application.waiting == 1000, "1000 requests wait")
-    ticker.wait_for(5)
-    flask_application.gate.set()
-    for n, client in enumerate(clients):
-        body = "".join(f"{n} {part} " * 1000 for part in range(3))
-        assert client.get(timeout=20) == (200, body)
+class Program:
+    """``wsgi_server.py``, in a process of its own."""
+
+    def __init__(self, *args: Any) -> None:
+        kind = os.environ.get("GREENDEFER_TEST_REACTOR", "native")
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", SERVER, kind, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def ask(self, what: str) -> Any:
+        """``counts``, ``open`` or ``close``, which Twisted answers by itself."""
+        status, body = get(self.port, f"/{what}")
+        assert status == 200
+        return json.loads(body)
+
+    def has_ticked(self, times: int) -> bool:
+        """So often, since it has started."""
+        return bool(self.ask("counts")["ticks"] >= times)
+
+    def close(self) -> None:
+        self._process.communicate()  # ends its input
+        assert self._process.returncode == 0
+
+
+@pytest.fixture
+def flask_program() -> Iterator[Program]:
+    needs("flask")
+    program = Program("flask")
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def django_program(django_server: PostgreSQL) -> Iterator[Program]:
+    program = Program("django", django_server.port)
+    yield program
+    program.close()
+
+
+@pytest.fixture(params=["flask", "django"])
+def program(request: Any) -> Any:
+    return request.getfixturevalue(f"{request.param}_program")
+
+
+def test_a_thousand_slow_requests(program: Program, descriptors: None) -> None:
+    """With ``install(threads="green")``: all are inside of the application at one moment, on one
+    thread, and the reactor ticks on and answers others. Then 200 of the clients go away. The
+    others get their answers, and of those nothing is left.
+
+    In Django's view each of them then waits in PostgreSQL, for one of 20 connections first; that
+    its user has more of them the server itself does not allow.
+    """
+    for _ in range(2):  # and the same once more
+        clients = {n: request(program.port, f"/app/slow/{n}") for n in range(AT_ONCE)}
+        until(lambda: program.ask("counts")["inside"] == AT_ONCE, "1000 requests are inside")
+        counts = program.ask("counts")
+        assert counts["threads"] == 1
+        assert counts["workers"] == AT_ONCE
+        until(partial(program.has_ticked, counts["ticks"] + 5), "the reactor ticks")
+        for n in range(0, AT_ONCE, 5):
+            clients.pop(n).close()
+        program.ask("open")
+        answers = {n: gevent.spawn(answer, client) for n, client in clients.items()}
+        for n, each in answers.items():
+            body = "".join(f"{n} {part} " * 100 for part in range(3))
+            assert each.get(timeout=50) == (200, body)
+        until(lambda: program.ask("counts")["workers"] == 0, "all requests have ended")
+        counts = program.ask("counts")
+        assert counts["errors"] == []
+        assert counts["inside"] == 0
+        program.ask("close")
 
 
 def test_clients_that_go_away(

@@ -8,7 +8,9 @@ import pickle
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import AbstractContextManager
 from contextvars import copy_context
+from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -212,20 +214,34 @@ def pickled(call: Call) -> bytes:
     """
     data = io.BytesIO()
     try:
-        _Pickler(data, pickle.HIGHEST_PROTOCOL).dump((call.f, *call.arguments))
+        what = (call.f, *call.arguments, call.pool.around)
+        _Pickler(data, pickle.HIGHEST_PROTOCOL).dump(what)
     except Exception as e:
         raise GreendeferError(
-            f"{call.name} can't be sent to another process: {e}. The function must be one that "
-            "can be imported there by its name (no lambda, none defined in a function), and its "
-            "arguments must be picklable."
+            f"{call.name} can't be sent to another process: {e}. The function, and what its pool "
+            "has `around` calls, must be such that they can be imported there by their names (no "
+            "lambda, none defined in a function), and its arguments must be picklable."
         ) from e
     return data.getvalue()
 
 
 def run_pickled(data: bytes) -> Any:
     """Run a call. In the worker process."""
-    f, args, kwargs = pickle.loads(data)
+    f, args, kwargs, around = pickle.loads(data)
+    if around is not None:
+        f = partial(_run_inside, around, f)
     return copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
+
+
+def _run_inside(
+    around: Callable[[], AbstractContextManager[object]],
+    f: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    with around():
+        return f(*args, **kwargs)
 
 
 class _Pickler(pickle.Pickler):

@@ -38,6 +38,10 @@ def install() -> None:
     seconds later at the latest. So a call that is killed holds its slot for as long as the server
     works for it, and there are never more sessions in the server than connections here.
 
+    psycopg2 looks up the name of a host in C, where nothing gives way: say
+    ``hostaddr="192.0.2.1"`` beside ``host``, where that may take long. (psycopg 3.3 looks it up by
+    the socket module.)
+
     A greenlet that is killed while it waits for a connection of a ``psycopg_pool.ConnectionPool``
     is no longer given one, which would be lost.
 

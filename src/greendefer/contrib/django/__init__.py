@@ -73,14 +73,17 @@ def closing_connections() -> Iterator[None]:
 
 def _give_back(connection: Any, killed: bool) -> None:
     raw = connection.connection
-    broken = raw is not None and _is_half_read(raw, killed)
-    if broken:
-        raw.close()
     in_transaction = connection.in_atomic_block
     if in_transaction:
         # Django's state of it goes, too: the next call on this worker is in no transaction.
         del connections[connection.alias]
-    if broken or in_transaction:
+    if raw is not None and _is_half_read(raw, killed):
+        raw.close()  # first: connection.close() may only give it back to a pool
+        try:
+            connection.close()
+        except Exception:
+            pass  # those of MySQL can't be closed twice, and say so
+    elif in_transaction:
         connection.close()
     else:
         connection.close_if_unusable_or_obsolete()
