@@ -1,4 +1,4 @@
-"""Blocking code that waits for Twisted: for a Deferred that has fired, and for one that fires later."""
+"""Blocking code that waits for Twisted: for a Deferred that has fired, and for a later one."""
 
 from __future__ import annotations
 
