@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from harness import Bench, Round, Side, middle, run
-from servers import SlowServer
+from slow_server import SlowServer
 
 
 def all_pages(

@@ -1,4 +1,4 @@
-"""What the benchmarks call: a web server in a process of its own, and what is installed apart."""
+"""A web server in a process of its own, for the benchmarks to call."""
 
 from __future__ import annotations
 
