@@ -180,7 +180,7 @@ class Bench:
         return small if self.small else full
 
     def rounds(self, full: int) -> int:
-        return 1 if self.small else self._rounds or full
+        return 1 if self.small or full == 1 else self._rounds or full
 
     def measure(
         self, sides: Sequence[Side], *, rounds: int = 21, warm_up: int = 2, fresh: bool = False
@@ -229,20 +229,22 @@ class Bench:
         at_least: float | None = None,
         at_most: float | None = None,
         cpu: bool = True,
+        grows: bool = False,
     ) -> Row:
         """Add a line: how our cost compares with theirs.
 
         :param cost: the name of what is compared, in what the rounds have measured.
         :param at_least: how many times cheaper we should be.
         :param at_most: how many times their cost ours may be.
+        :param grows: report ours to theirs although there is no target.
         :param cpu: is the processor time of a round a fair measure of the same thing?
         """
-        better = "at most" if at_most is not None else "at least"
+        better = "at most" if at_most is not None or grows else "at least"
         rounds = list(zip(samples[ours], samples[theirs], strict=True))
 
         def ratios_of(cost: str) -> list[float]:
             pairs = [(a[cost], b[cost]) for a, b in rounds]
-            return [a / b for a, b in pairs] if at_most is not None else [b / a for a, b in pairs]
+            return [a / b if better == "at most" else b / a for a, b in pairs]
 
         ratios = ratios_of(cost)
         return self._add(

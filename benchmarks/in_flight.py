@@ -79,8 +79,11 @@ def blocked(
     return round
 
 
-def green(calls: int) -> Callable[[], Awaitable[Round]]:
+def green(calls: int, collector: bool = True) -> Callable[[], Awaitable[Round]]:
     import greendefer
+
+    if not collector:
+        gc.disable()
 
     pool = greendefer.GreenPool(calls)
 
@@ -111,6 +114,7 @@ def main(bench: Bench) -> None:
             Side("greendefer", "green", "green", options=many),
             Side("gevent.spawn", "spawn", "green", options=many),
             Side("greendefer, 1,000 calls", "green", "green", options=few),
+            Side("no garbage collection", "green", "green", options={**many, "collector": False}),
             Side("gevent.spawn, 1,000 calls", "spawn", "green", options=few),
         ],
         rounds=7,
@@ -126,6 +130,8 @@ def main(bench: Bench) -> None:
     bench.row(
         f"{what}: cost of each, workers reused", samples, ours, fewer, "us again", "us", **compare
     )
+    what_else = f"{what}: cost of each, no garbage collection"
+    bench.row(what_else, samples, "no garbage collection", fewer, "us", "us", **compare)
     bench.row(f"{what}: cost of each", samples, ours, theirs, "us", "us", cpu=False)
     theirs_fewer = f"{theirs}, 1,000 calls"
     bench.row(
