@@ -76,3 +76,17 @@ def systems_psycopg3(session: nox.Session) -> None:
     install(session, "systems-psycopg3")
     tests = ("test_django.py", "test_psycopg.py", "test_doctor.py")
     systems_tests(session, *(f"tests/systems/{test}" for test in tests))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure, and write docs/benchmarks.md; `-- --small` only sees whether that works."""
+    install(session, "benchmarks")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def benchmarks_small(session: nox.Session) -> None:
+    """All benchmarks, as small as they go: they still work. No time is asserted."""
+    install(session, "benchmarks")
+    session.run("python", "-m", "benchmarks", "--small", *session.posargs)
