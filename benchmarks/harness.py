@@ -48,6 +48,7 @@ class Side:
         ``None``: a round is a plain function.
     :ivar patched: under ``gevent.monkey.patch_all()``.
     :ivar options: keyword arguments of the function.
+    :ivar env: environment variables.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Side:
     loop: str | None = None
     patched: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **side.env},
         )
         self._listen()
 
