@@ -18,7 +18,7 @@ def batches(call: Callable[[], Any], at_once: int, calls: int) -> Callable[[], A
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
 
-    call_soon = reactor.callFromThread  # type: ignore[attr-defined]
+    call_soon = reactor.callFromThread
 
     async def round() -> Round:
         left = 0
@@ -46,7 +46,7 @@ def green(at_once: int, calls: int, timeout: float | None = None) -> Any:
     import greendefer
 
     pool = greendefer.GreenPool(at_once)
-    call = greendefer.green_deferred(noop, pool=pool, timeout=timeout)
+    call = greendefer.green_deferred(pool=pool, timeout=timeout)(noop)
     return batches(call, at_once, calls)
 
 
@@ -71,7 +71,7 @@ def threads(at_once: int, calls: int) -> Any:
     from twisted.internet import reactor
     from twisted.internet.threads import deferToThread
 
-    reactor.suggestThreadPoolSize(at_once)  # type: ignore[attr-defined]
+    reactor.suggestThreadPoolSize(at_once)
     return batches(lambda: deferToThread(noop), at_once, calls)
 
 

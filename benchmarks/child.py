@@ -81,10 +81,10 @@ def run_in_reactor() -> None:
 
     def start() -> None:
         d = Deferred.fromCoroutine(rounds()).addErrback(failures.append)
-        d.addBoth(lambda _: reactor.stop())  # type: ignore[attr-defined]
+        d.addBoth(lambda _: reactor.stop())
 
-    reactor.callWhenRunning(start)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.callWhenRunning(start)
+    reactor.run()
     if failures:
         raise SystemExit(failures[0].getTraceback())
 

@@ -26,7 +26,7 @@ def server(connections: int, trips: int) -> Any:
 
     class Echo(Protocol):
         def dataReceived(self, data: bytes) -> None:
-            self.transport.write(data)  # type: ignore[union-attr]
+            self.transport.write(data)
 
     class Control(Protocol):
         """The clients' own connection: they are told how many round trips to make, and say how
@@ -44,11 +44,11 @@ def server(connections: int, trips: int) -> Any:
 
         def ask(self) -> Deferred[float]:
             self.answer: Deferred[float] = Deferred()
-            self.transport.write(b"%d\n" % trips)  # type: ignore[union-attr]
+            self.transport.write(b"%d\n" % trips)
             return self.answer
 
     connected: Deferred[Control] = Deferred()
-    listen = reactor.listenTCP  # type: ignore[attr-defined]
+    listen = reactor.listenTCP
     host = "127.0.0.1"
     ports = [
         listen(0, Factory.forProtocol(each), backlog=1000, interface=host).getHost().port
@@ -58,7 +58,7 @@ def server(connections: int, trips: int) -> Any:
         [sys.executable, __file__, "clients", *map(str, ports), str(connections)],
         stdin=subprocess.DEVNULL,
     )
-    reactor.addSystemEventTrigger("after", "shutdown", clients.wait)  # type: ignore[attr-defined]
+    reactor.addSystemEventTrigger("after", "shutdown", clients.wait)
     control: list[Control] = []
 
     async def round() -> Round:
@@ -109,19 +109,17 @@ def both_ends(connections: int, trips: int) -> Any:
 
     class Echo(Protocol):
         def dataReceived(self, data: bytes) -> None:
-            self.transport.write(data)  # type: ignore[union-attr]
+            self.transport.write(data)
 
     class Client(Protocol):
         def dataReceived(self, data: bytes) -> None:
             left[0] -= 1
             if left[0] >= connections:
-                self.transport.write(data)  # type: ignore[union-attr]
+                self.transport.write(data)
             elif left[0] == 0:
                 done[0].callback(None)
 
-    port = reactor.listenTCP(  # type: ignore[attr-defined]
-        0, Factory.forProtocol(Echo), backlog=1000, interface="127.0.0.1"
-    )
+    port = reactor.listenTCP(0, Factory.forProtocol(Echo), backlog=1000, interface="127.0.0.1")
     left = [0]
     done: list[Deferred[None]] = []
     all_clients: list[Client] = []
@@ -135,7 +133,7 @@ def both_ends(connections: int, trips: int) -> Any:
         done[:] = [Deferred()]
         began = perf_counter()
         for client in all_clients:
-            client.transport.write(MESSAGE)  # type: ignore[union-attr]
+            client.transport.write(MESSAGE)
         await done[0]
         return {"us": (perf_counter() - began) / trips * 1e6}
 

@@ -35,8 +35,8 @@ def green(in_flight: int, collector: bool) -> Callable[[], Awaitable[Round]]:
 
     import greendefer
 
-    call_soon = reactor.callFromThread  # type: ignore[attr-defined]
-    call_later = reactor.callLater  # type: ignore[attr-defined]
+    call_soon = reactor.callFromThread
+    call_later = reactor.callLater
     pool = greendefer.GreenPool(in_flight + AT_ONCE)
     gate = Event()
     if not collector:
@@ -81,16 +81,16 @@ def green(in_flight: int, collector: bool) -> Callable[[], Awaitable[Round]]:
                 all_ended.callback(None)
 
         await pool.submit(int)  # the first one of all takes longer
-        call = greendefer.green_deferred(sleep, pool=pool, timeout=3600)
+        call = greendefer.green_deferred(pool=pool, timeout=3600)(sleep)
         began = perf_counter()
         for _ in range(in_flight):
             call().addCallback(fired)
         await all_sleep
         costs = {"start": (perf_counter() - began) / in_flight * 1e6}
 
-        costs["call"] = await each(greendefer.green_deferred(int, pool=pool))
-        costs["timeout"] = await each(greendefer.green_deferred(int, pool=pool, timeout=30))
-        tiny = greendefer.green_deferred(lambda: gevent.sleep(1e-6), pool=pool)
+        costs["call"] = await each(greendefer.green_deferred(pool=pool)(int))
+        costs["timeout"] = await each(greendefer.green_deferred(pool=pool, timeout=30)(int))
+        tiny = greendefer.green_deferred(pool=pool)(lambda: gevent.sleep(1e-6))
         costs["sleep"] = await each(tiny)
         timers = [call_later(3600, int) for _ in range(in_flight)]
         batches = []

@@ -32,7 +32,7 @@ def blocked(
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
 
-    call_soon = reactor.callFromThread  # type: ignore[attr-defined]
+    call_soon = reactor.callFromThread
 
     async def batch() -> tuple[float, int]:
         gate = Event()

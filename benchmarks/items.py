@@ -16,7 +16,7 @@ def source(items: int) -> Iterator[int]:
 def green(items: int, prefetch: int) -> Callable[[], Awaitable[Round]]:
     import greendefer
 
-    iterate = greendefer.green_iterator(source, prefetch=prefetch)
+    iterate = greendefer.green_iterator(prefetch=prefetch)(source)
 
     async def round() -> Round:
         began = perf_counter()

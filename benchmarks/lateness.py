@@ -41,10 +41,10 @@ def green(calls: int, settle: float, seconds: float) -> Callable[[], Awaitable[R
         nonlocal goes_on, ended
         for _ in range(calls):
             start()
-        await deferLater(reactor, settle)  # type: ignore[arg-type]
+        await deferLater(reactor, settle)
         ended = 0
-        ticker = Ticker(reactor.callLater)  # type: ignore[attr-defined]
-        await deferLater(reactor, seconds)  # type: ignore[arg-type]
+        ticker = Ticker(reactor.callLater)
+        await deferLater(reactor, seconds)
         lateness = ticker.stop()
         per_second = ended / seconds
         goes_on = False

@@ -114,7 +114,7 @@ def threads(port: int, at_once: int, queries: int) -> Any:
     from twisted.internet import reactor
     from twisted.internet.threads import deferToThread
 
-    reactor.suggestThreadPoolSize(CONNECTIONS)  # type: ignore[attr-defined]
+    reactor.suggestThreadPoolSize(CONNECTIONS)
 
     def query(ended: Callable[[Any], None]) -> None:
         deferToThread(line.objects.get, pk=1).addCallback(ended)

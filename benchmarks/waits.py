@@ -14,7 +14,7 @@ def source(later: bool) -> Callable[[], Any]:
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred, succeed
 
-    call_later = reactor.callLater  # type: ignore[attr-defined]
+    call_later = reactor.callLater
 
     def ready() -> Deferred[int]:
         return succeed(1)
@@ -58,7 +58,7 @@ def twisted(later: bool, waits: int) -> Callable[[], Awaitable[Round]]:
     from twisted.internet.threads import blockingCallFromThread, deferToThread
 
     f = source(later)
-    round = loop(lambda: blockingCallFromThread(reactor, f), waits)  # type: ignore[arg-type]
+    round = loop(lambda: blockingCallFromThread(reactor, f), waits)
     return lambda: deferToThread(round)
 
 

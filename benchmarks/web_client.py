@@ -39,7 +39,7 @@ def all_pages(
             if not to_end:
                 done.callback(None)
 
-        ticker = Ticker(reactor.callLater)  # type: ignore[attr-defined]
+        ticker = Ticker(reactor.callLater)
         began = perf_counter()
         for _ in range(min(at_once, pages)):
             start()
@@ -58,7 +58,7 @@ def get(url: str) -> str:
 def green(url: str, at_once: int, pages: int) -> Callable[[], Awaitable[Round]]:
     import greendefer
 
-    fetch = greendefer.green_deferred(get, pool=greendefer.GreenPool(at_once))
+    fetch = greendefer.green_deferred(pool=greendefer.GreenPool(at_once))(get)
     return all_pages(fetch, url, at_once, pages)
 
 
@@ -66,7 +66,7 @@ def threads(url: str, at_once: int, pages: int) -> Callable[[], Awaitable[Round]
     from twisted.internet import reactor
     from twisted.internet.threads import deferToThread
 
-    reactor.suggestThreadPoolSize(at_once)  # type: ignore[attr-defined]
+    reactor.suggestThreadPoolSize(at_once)
     return all_pages(lambda url: deferToThread(get, url), url, at_once, pages)
 
 

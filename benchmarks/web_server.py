@@ -49,13 +49,13 @@ def server(wrk: str, connections: int, seconds: int) -> Callable[[], Awaitable[R
         def processEnded(self, reason: object) -> None:
             self.ended.callback(self.said.decode())
 
-    port = reactor.listenTCP(0, Site(Hello()), interface="127.0.0.1")  # type: ignore[attr-defined]
+    port = reactor.listenTCP(0, Site(Hello()), interface="127.0.0.1")
     url = f"http://127.0.0.1:{port.getHost().port}/"
     command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
 
     async def round() -> Round:
         output = Output()
-        reactor.spawnProcess(output, wrk, command)  # type: ignore[attr-defined]
+        reactor.spawnProcess(output, wrk, command)
         return costs(await output.ended)
 
     return round
