@@ -86,11 +86,12 @@ def main() -> None:
         results = json.loads(kept.read_text())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if not options.report:
-            passed_on = ["--small"] if options.small else []
-            passed_on += ["--rounds", options.rounds] if options.rounds else []
-            for name in names:
-                results[name] = measure(name, folder, passed_on)
+        passed_on = ["--small"] if options.small else []
+        passed_on += ["--rounds", options.rounds] if options.rounds else []
+        for name in [] if options.report else names:
+            results[name] = measure(name, folder, passed_on)
+            if not options.small:  # at once: the whole takes long, and may be interrupted
+                kept.write_text(json.dumps(results, indent=1) + "\n")
         results = {name: results[name] for name in NAMES if name in results}
         if options.small:  # see whether that works, too
             page = folder / "benchmarks.md"
@@ -98,7 +99,6 @@ def main() -> None:
             write_tables(results, page)
             write_plots(results, folder)
         else:
-            kept.write_text(json.dumps(results, indent=1) + "\n")
             write_tables(results, DOCS / "benchmarks.md")
             write_plots(results, DOCS / "benchmarks")
 
