@@ -81,3 +81,17 @@ def systems_psycopg3(session: nox.Session) -> None:
     install(session, "systems-psycopg3")
     names = ("django", "django_native", "doctor", "psycopg", "wsgi")
     systems_tests(session, *(f"tests/systems/test_{name}.py" for name in names))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure, and write docs/benchmarks.md; `-- --small` only sees whether that works."""
+    install(session, "benchmarks")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def benchmarks_small(session: nox.Session) -> None:
+    """All benchmarks, as small as they go: they still work. No time is asserted."""
+    install(session, "benchmarks")
+    session.run("python", "-m", "benchmarks", "--small", *session.posargs)
