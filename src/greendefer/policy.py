@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .errors import shown
+
 OnCancel = Literal["kill", "abandon"]
 """What becomes of a running call that nobody waits for any more."""
 
@@ -76,22 +78,27 @@ class PoolStats:
     """Calls that never ran because the pool was full or closed."""
 
 
-def check_seconds(what: str, value: float | None) -> None:
+def check_seconds(what: str, value: float | None, *, needed: bool = False) -> None:
     """Refuse anything that is not a length of time.
 
+    :param needed: is there to be a limit? Then it is a finite one, and not ``None``.
     :raises TypeError: `value` is not a number.
     :raises ValueError: `value` is negative or NaN.
     """
-    if value is None:
+    if value is None and not needed:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
+        kinds = "a number of seconds" if needed else "a number of seconds or None"
+        raise TypeError(f"{what} must be {kinds}, not {shown(value)}")
     try:
         seconds = float(value)
-    except OverflowError:
-        raise ValueError(f"{what} is too large a number; None is no limit") from None
-    if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"{what} must be 0 or more seconds, or None for no limit, not {value!r}")
+    except OverflowError:  # an int that no float can hold, so that no time can be added to it
+        few = "a smaller number" if needed else "a smaller number; None is no limit"
+        raise ValueError(f"{what} must be {few}, not the too large {shown(value)}") from None
+    is_allowed = 0 <= seconds < math.inf if needed else seconds >= 0
+    if not is_allowed:
+        limit = ", and finite," if needed else ", or None for no limit,"
+        raise ValueError(f"{what} must be 0 or more seconds{limit} not {shown(value)}")
 
 
 def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:

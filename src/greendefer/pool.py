@@ -60,8 +60,8 @@ class GreenPool(WithWorkers):
         d = http.submit(requests.get, "https://example.org/")
 
     A pool may be made before the reactor is installed, at the top of a module for instance. It
-    belongs to the reactor of its first call, and is closed when that stops, with one second of
-    grace.
+    belongs to the reactor of its first call, and is closed when that stops; running calls have
+    their grace then (:func:`greendefer.shutdown.set_shutdown_grace`).
 
     Where the installed reactor does not run on gevent's hub, greenlets in its thread would never
     run. Then the calls run elsewhere, and ``repr(pool)`` says where: in greenlets on the hub of
@@ -323,7 +323,7 @@ class PoolWorker(Pool):
     def abort(self) -> None:
         """End the call that runs, and fail those that wait with :class:`PoolClosed`. Others may
         follow."""
-        self._reject_queued(self.home)
+        self.reject_queued(self.home)
         self._kill_all()
 
     async def __aenter__(self) -> PoolWorker:

@@ -45,6 +45,7 @@ class ExecutorCarrier:
         self.kind = "executor" if self._executor is None else type(executor).__name__
         self._is_ours = False
         self._is_broken = False
+        self._submitted = 0
         self._to_submit: deque[Errand] = deque()
         self._submits = False
 
@@ -94,6 +95,7 @@ class ExecutorCarrier:
             executor = self._replace(executor)
             future = executor.submit(f, what)  # it has never run
         errand.carried_by = future
+        self._submitted += 1
         if what is not errand:
             # Nobody tells us when a process really starts it. A thread does by itself.
             errand.begin()
@@ -120,6 +122,7 @@ class ExecutorCarrier:
     # In the reactor's thread.
 
     def _done(self, errand: Errand, executor: Executor, future: Future[Any]) -> None:
+        self._submitted -= 1
         call = errand.call
         if call.carried_by is not errand:
             return  # it was withdrawn
@@ -155,8 +158,16 @@ class ExecutorCarrier:
         )
 
     def stop(self) -> None:
-        if self._is_ours and self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        executor = self._executor
+        if not self._is_ours or executor is None:
+            return
+        # Python waits for these processes when it exits (concurrent.futures.process, _python_exit).
+        # What they still run has had its grace.
+        processes: dict[int, Any] = getattr(executor, "_processes", None) or {}
+        running = list(processes.values()) if self._submitted else []
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
 
 
 def _has_threads(executor: Executor) -> bool:
