@@ -207,6 +207,7 @@ class PoolWorker(Pool):
         self._entered: Deferred[None] | None = None
         self._exits: dict[Callable[[], object], None] = {}
         self._aborted = False
+        self._result: Any = None
 
     def _make_carrier(self, home: Home) -> Carrier:
         return self._pool._carrier.pinned()
@@ -261,14 +262,16 @@ class PoolWorker(Pool):
         self.host: Call | None = host
         host.hosted = self
 
-        def ended(result: Any) -> Any:
+        def ended(result: Any) -> None:
             # Also when the pool was closed, or the worker killed, while calls run or wait here.
             self._carrier.stop()
             self.close(grace=0)
             if isinstance(result, Failure) and not entered.called and self._entered is entered:
                 entered.errback(result)
-                return None
-            return result  # for leave()
+            else:
+                # For leave(). If nobody leaves, since the coroutine is garbage, the calls have
+                # failed all the same: it is no "Unhandled error in Deferred".
+                self._result = result
 
         host.addBoth(ended)
         return entered
@@ -317,7 +320,7 @@ class PoolWorker(Pool):
         if kill:
             self.close(grace=0)
         left: Deferred[None] = Deferred(lambda _: host.cancel())
-        host.addBoth(lambda result: None if left.called else left.callback(result))
+        host.addBoth(lambda _: None if left.called else left.callback(self._result))
         return left
 
     def abort(self) -> None:
