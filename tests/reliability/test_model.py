@@ -15,9 +15,9 @@ from twisted.python.failure import Failure
 
 hypothesis = pytest.importorskip("hypothesis")
 
-from hypothesis import HealthCheck, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from hypothesis.stateful import (  # noqa: E402
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
@@ -26,8 +26,8 @@ from hypothesis.stateful import (  # noqa: E402
     run_state_machine_as_test,
 )
 
-from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts  # noqa: E402
-from greendefer.bridge import wait_for_deferred  # noqa: E402
+from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts
+from greendefer.bridge import wait_for_deferred
 
 reactor: Any = _reactor
 LONG = os.environ.get("GREENDEFER_RELIABILITY") == "long"
