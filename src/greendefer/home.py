@@ -131,6 +131,11 @@ class GreenHome(Home):
             reactor.interrupt_main.install()
         self._watch = HoldupWatch(self)
 
+    def leave(self) -> None:
+        """The hub is gone, and with it whatever waited in it. The next call makes a new home."""
+        self._thread = -1
+        self.pools.clear()
+
     def let_others_run(self) -> None:
         self.wait.wait(MOMENT)
 
@@ -159,7 +164,7 @@ class ForeignHome(Home):
     unpatched code that waits would hold that hub."""
 
     def __init__(self, reactor: Any) -> None:
-        super().__init__(reactor, ThreadTimer(reactor.callFromThread))
+        super().__init__(reactor, ThreadTimer(reactor.callFromThread, reactor.callLater))
         self._helper: HelperHub | None = None
         # It may yet be run in another thread than the one that made its first call.
         reactor.callWhenRunning(self._runs_here)
@@ -172,7 +177,13 @@ class ForeignHome(Home):
             return ThreadCarrier(self)
         make_greenlet_local()
         if self._helper is None:
-            self._helper = HelperHub(self)
+            try:
+                self._helper = HelperHub(self)
+            except (RuntimeError, OSError) as e:
+                raise GreendeferError(
+                    "The calls of a GreenPool run in a helper thread here, and no such thread "
+                    f"could be started: {e}"
+                ) from e
         return HelperCarrier(self, self._helper)
 
     def let_others_run(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 
 from .policy import check_seconds
 
@@ -101,6 +101,8 @@ class Shutdown:
             home.deadlines.at(home.now() + _ending, done)
 
         home = self._home
+        if not home.pools:
+            return succeed(None)
         DeferredList([pool.when_idle() for pool in self._pools()]).addCallback(done)
         home.deadlines.at(home.now() + _running, kill)
         return drained

@@ -2,8 +2,8 @@
 
 The calls go over real sockets to ``hostile.py``; they are cancelled, timed out and killed at
 random, their pools are resized, they raise whatever can be raised, wait for Twisted and are waited
-for, and spawn processes on both sides. At the end every call must be accounted for, and nothing may be left:
-it prints its figures as JSON, what is wrong among them.
+for, and spawn processes on both sides. At the end every call must be accounted for, and nothing
+may be left: it prints its figures as JSON, what is wrong among them.
 """
 
 from __future__ import annotations
