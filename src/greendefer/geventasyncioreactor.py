@@ -152,11 +152,22 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
     def callFromThread(  # type: ignore[override]
         self, f: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> None:
-        if self.cooperative_wait.is_this_thread():
-            # In our own thread, asyncio's pipe is too much.
-            self._asyncioEventloop.call_soon(lambda: self.callLater(0, f, *args, **kwargs))
-        else:
-            super().callFromThread(f, *args, **kwargs)  # type: ignore[no-untyped-call]
+        # Twisted's makes a timer of each: in a storm of them from threads, each turn of the loop
+        # took a second. Its other reactors have this queue, which one turn runs as far as it was.
+        self.threadCallQueue.append((f, args, kwargs))
+        if not self._posted:
+            self._posted = True
+            if self.cooperative_wait.is_this_thread():
+                # In our own thread, asyncio's pipe is too much.
+                self._asyncioEventloop.call_soon(self._run_thread_calls)
+            else:
+                self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
+
+    _posted = False
+
+    def _run_thread_calls(self) -> None:
+        self._posted = False  # first: what is appended from now on is posted again
+        self._onTimer()  # type: ignore[no-untyped-call]
 
 
 def install(eventloop: GreenEventLoop | None = None) -> None:
