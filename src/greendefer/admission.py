@@ -19,7 +19,7 @@ from . import instrumentation
 from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly
 from .carriers import Carrier
 from .deadlines import Deadline
-from .errors import GreendeferError, PoolFull
+from .errors import GreendeferError, PoolFull, shown
 from .home import Home, home_here, home_if_any
 from .instrumentation import Sighting
 from .lending import slot_is_back, wait_begins
@@ -65,11 +65,11 @@ class Pool:
         if max_queued is not None:
             check_count(f"{what}(max_queued=...)", max_queued, 0)
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"{what}(name=...) must be a string or None, not {name!r}")
+            raise TypeError(f"{what}(name=...) must be a string or None, not {shown(name)}")
         if around is not None and not callable(around):
             raise TypeError(
                 f"{what}(around=...) must be a callable that returns a context manager, or None, "
-                f"not {around!r}"
+                f"not {shown(around)}"
             )
         self.around = around
         self.name = name
@@ -120,7 +120,7 @@ class Pool:
         :raises GreendeferError: no reactor is installed, or this is not its thread.
         """
         if not callable(f):
-            raise TypeError(f"submit(f, ...) needs something to call, not {f!r}")
+            raise TypeError(f"submit(f, ...) needs something to call, not {shown(f)}")
         return self._call(f, args, kwargs, None, "kill")
 
     def stats(self) -> PoolStats:

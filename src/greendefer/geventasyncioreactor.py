@@ -23,6 +23,7 @@ from gevent import monkey
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 
+from .errors import shown
 from .reactor._installed import refuse_if_installed
 from .reactor._stock import native_kind
 from .reactor.green import GreenReactor
@@ -141,7 +142,8 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
             asyncio.set_event_loop(eventloop)
         elif not isinstance(eventloop, GreenEventLoop):
             raise TypeError(
-                f"GeventAsyncioReactor runs on a GreenEventLoop of this module, not {eventloop!r}"
+                "GeventAsyncioReactor(eventloop) runs on a GreenEventLoop of this module, not "
+                f"{shown(eventloop)}"
             )
         super().__init__(eventloop, cooperative_wait=eventloop.cooperative_wait)
 

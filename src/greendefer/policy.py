@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,7 +43,8 @@ class Timeouts:
             check_seconds(f"Timeouts({name}=...)", getattr(self, name))
         if self.on_expiry is not None and self.on_expiry not in _ON_CANCEL:
             raise ValueError(
-                f"Timeouts(on_expiry=...) must be 'kill', 'abandon' or None, not {self.on_expiry!r}"
+                "Timeouts(on_expiry=...) must be 'kill', 'abandon' or None, not "
+                f"{shown(self.on_expiry)}"
             )
 
 
@@ -110,7 +112,7 @@ def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:
     if value is None or isinstance(value, Timeouts):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be seconds, a Timeouts or None, not {value!r}")
+        raise TypeError(f"{what} must be seconds, a Timeouts or None, not {shown(value)}")
     check_seconds(what, value)
     return Timeouts(total=value)
 
@@ -132,16 +134,21 @@ def check_on_cancel(what: str, value: OnCancel) -> None:
     :raises ValueError: `value` is neither ``"kill"`` nor ``"abandon"``.
     """
     if value not in _ON_CANCEL:
-        raise ValueError(f"{what} must be 'kill' or 'abandon', not {value!r}")
+        raise ValueError(f"{what} must be 'kill' or 'abandon', not {shown(value)}")
 
 
 def check_count(what: str, value: int, least: int) -> None:
     """Refuse anything that is not a whole number of at least `least`.
 
     :raises TypeError: `value` is not an int.
-    :raises ValueError: `value` is too small.
+    :raises ValueError: `value` is too small, or no number that a machine counts to.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be a whole number, not {value!r}")
+        raise TypeError(f"{what} must be a whole number, not {shown(value)}")
     if value < least:
-        raise ValueError(f"{what} must be at least {least}, not {value!r}")
+        raise ValueError(f"{what} must be at least {least}, not {shown(value)}")
+    if value > sys.maxsize:
+        raise ValueError(
+            f"{what} must be at least {least} and a machine's number, at most "
+            f"{sys.maxsize}, not {shown(value)}"
+        )

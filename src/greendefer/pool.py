@@ -16,6 +16,7 @@ from .call import Call
 from .carriers import Carrier, PinnedCarrier
 from .carriers.executors import ExecutorCarrier
 from .carriers.threads import ThreadCarrier
+from .errors import shown
 from .home import Home
 from .policy import Timeouts, refuse_to_kill
 
@@ -185,7 +186,7 @@ class ExecutorPool(Pool):
         if not isinstance(executor, Executor) and not callable(executor):
             raise TypeError(
                 "ExecutorPool(executor, ...) needs a concurrent.futures.Executor, or a function "
-                f"that makes one, not {executor!r}"
+                f"that makes one, not {shown(executor)}"
             )
         self._executor = executor
 

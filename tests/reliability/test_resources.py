@@ -125,7 +125,7 @@ def test_no_memory_for_a_fork(side: str, run_limited: Any) -> None:
         async def main():
             assert await greendefer.defer_to_greenlet(child) == 0
             import gevent.subprocess as subprocess
-            from twisted.internet import process  # which has the native os, also where it is patched
+            from twisted.internet import process  # its os is the native one
             forks = [(subprocess, "fork"), (subprocess, "fork_and_watch"), (process.os, "fork"),
                      (os, "posix_spawnp"), (process.os, "posix_spawnp")]
             forks = [(where, name) for where, name in forks if hasattr(where, name)]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 
-from ..errors import ExecutorFailed, GreendeferError
+from ..errors import ExecutorFailed, GreendeferError, shown
 from . import Errand
 from .threads import execute
 
@@ -68,11 +69,13 @@ class ExecutorCarrier:
             if errand.claim():
                 try:
                     self._submit(errand)
-                except Exception as e:
+                except BaseException as e:  # pickling runs code of the arguments' own
                     error = e
                     if not isinstance(e, GreendeferError):
                         what = self._executor or "what should make the executor"
-                        error = ExecutorFailed(f"{errand.name}: {what!r} refused it: {e!r}")
+                        error = ExecutorFailed(
+                            f"{errand.name}: {shown(what)} refused it: {shown(e)}"
+                        )
                         error.__cause__ = e
                     errand.end(Failure(error))
         self._submits = False
@@ -111,7 +114,7 @@ class ExecutorCarrier:
         """Have an executor, or another in place of one that is broken."""
         executor = _another(old) if self._make is None else self._make()
         if not isinstance(executor, Executor):
-            raise GreendeferError(f"The function of an ExecutorPool returned {executor!r}")
+            raise GreendeferError(f"The function of an ExecutorPool returned {shown(executor)}")
         if self._is_ours and old is not None:
             old.shutdown(wait=False)
         self._executor = executor
@@ -128,7 +131,7 @@ class ExecutorCarrier:
             return  # it was withdrawn
         result: Any
         if future.cancelled():
-            result = ExecutorFailed(f"{call.name} was dropped: {executor!r} was shut down")
+            result = ExecutorFailed(f"{call.name} was dropped: {shown(executor)} was shut down")
         elif (error := future.exception()) is None:
             call.end(future.result())
             return
@@ -136,7 +139,8 @@ class ExecutorCarrier:
             if executor is self._executor:
                 self._is_broken = self._can_replace
             result = ExecutorFailed(
-                f"{call.name} may have run in part: a worker of {executor!r} has died ({error}). "
+                f"{call.name} may have run in part: a worker of {shown(executor)} has died "
+                f"({safe_str(error)}). "
                 + (
                     "Another one takes its place for later calls."
                     if self._can_replace
@@ -225,7 +229,8 @@ def pickled(call: Call) -> bytes:
         _Pickler(data, pickle.HIGHEST_PROTOCOL).dump((call.f, *call.arguments))
     except Exception as e:
         raise GreendeferError(
-            f"{call.name} can't be sent to another process: {e}. The function must be one that "
+            f"{call.name} can't be sent to another process: {safe_str(e)}. The function must "
+            "be one that "
             "can be imported there by its name (no lambda, none defined in a function), and its "
             "arguments must be picklable."
         ) from e
