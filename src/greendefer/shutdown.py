@@ -87,8 +87,9 @@ class Shutdown:
                 drained.callback(None)
 
         def done(_: object = None) -> None:
-            # After what the calls that ended last have asked of the reactor themselves.
-            home.call_soon(fire)
+            # After all results that are on the way, which may take several turns; and after what
+            # the calls that ended last have asked of the reactor themselves.
+            home.deliver(home.call_soon, fire)
 
         def kill() -> None:
             before, self._before = self._before, []
