@@ -55,6 +55,31 @@ def conformance(session: nox.Session) -> None:
     session.run("python", "tests/conformance/compare.py", *session.posargs)
 
 
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """tests/reliability: ends, the model, chaos, resources. With ``-- --long``: 1,000,000 calls."""
+    install(session, "test")
+    posargs = [arg for arg in session.posargs if arg != "--long"]
+    env = {"GREENDEFER_RELIABILITY": "long"} if "--long" in session.posargs else {}
+    # Chaos in its long form reports figures, for docs/reliability.md.
+    if env:
+        session.run("python", "tests/reliability/chaos.py", "1000000")
+        session.run("python", "tests/reliability/chaos.py", "1000000", "patched")
+    for pytest in ("-m", "pytest"), ("-m", "gevent.monkey", "--module", "pytest"):
+        session.run("python", *pytest, "tests/reliability", *posargs, env=env)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known holes in what is installed with greendefer."""
+    session.install("pip-audit")
+    requirements = [*PROJECT["project"]["dependencies"]]
+    path = session.create_tmp() + "/requirements.txt"
+    with open(path, "w") as f:
+        f.write("\n".join(requirements))
+    session.run("pip-audit", "--strict", "--requirement", path)
+
+
 def systems_tests(session: nox.Session, *tests: str) -> None:
     """Patched, on the native reactor and on the asyncio one."""
     pytest = ("python", "-m", "gevent.monkey", "--module", "pytest")

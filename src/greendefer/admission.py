@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -18,7 +19,7 @@ from . import instrumentation
 from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly
 from .carriers import Carrier
 from .deadlines import Deadline
-from .errors import GreendeferError, PoolFull
+from .errors import GreendeferError, PoolFull, shown
 from .home import Home, home_here, home_if_any
 from .instrumentation import Sighting
 from .lending import slot_is_back, wait_begins
@@ -64,11 +65,11 @@ class Pool:
         if max_queued is not None:
             check_count(f"{what}(max_queued=...)", max_queued, 0)
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"{what}(name=...) must be a string or None, not {name!r}")
+            raise TypeError(f"{what}(name=...) must be a string or None, not {shown(name)}")
         if around is not None and not callable(around):
             raise TypeError(
                 f"{what}(around=...) must be a callable that returns a context manager, or None, "
-                f"not {around!r}"
+                f"not {shown(around)}"
             )
         self.around = around
         self.name = name
@@ -119,7 +120,7 @@ class Pool:
         :raises GreendeferError: no reactor is installed, or this is not its thread.
         """
         if not callable(f):
-            raise TypeError(f"submit(f, ...) needs something to call, not {f!r}")
+            raise TypeError(f"submit(f, ...) needs something to call, not {shown(f)}")
         return self._call(f, args, kwargs, None, "kill")
 
     def stats(self) -> PoolStats:
@@ -160,34 +161,25 @@ class Pool:
         """
         check_seconds("close(grace=...)", grace)
         self._closed = True
-        closed: Deferred[None] = Deferred()
         home = self._home
         if home is None:  # never had a call
+            closed: Deferred[None] = Deferred()
             if (home := home_if_any()) is None:
                 closed.callback(None)
             else:
                 home.deliver(closed.callback, None)
             return closed
-        self._reject_queued(home)
-        self._when_idle(closed)
+        self.reject_queued(home)
+        closed = self.when_idle()
         if grace == 0:
-            self._kill_all()
+            self._kill_all(closed)
         elif grace is not None and self._active:
-            deadline = home.deadlines.at(home.now() + grace, self._kill_all)
+            deadline = home.deadlines.at(home.now() + grace, partial(self._kill_all, closed))
             closed.addBoth(_stop_deadline, deadline)
         return closed
 
-    def drain(self) -> Deferred[None]:
-        """Let the running calls end; those in the queue fail as in :meth:`close`. New calls may
-        still be made: it is for the time between ``reactor.stop()`` and its end.
-
-        :returns: a Deferred that fires with ``None`` when no call runs.
-        """
-        drained: Deferred[None] = Deferred()
-        self._reject_queued(self.home)
-        return self._when_idle(drained)
-
-    def _reject_queued(self, home: Home) -> None:
+    def reject_queued(self, home: Home) -> None:
+        """Fail the calls in the queue, as in :meth:`close`."""
         for call in list(self._queue):
             self._remove_from_queue(call)
             call.settle("rejected")
@@ -356,22 +348,33 @@ class Pool:
         if how == "kill" and self._carrier.can_kill:
             self._kill(call)
 
-    def _when_idle(self, idle: Deferred[None]) -> Deferred[None]:
-        """Fire `idle` once no call holds a slot, or waits for one."""
+    def when_idle(self) -> Deferred[None]:
+        """A Deferred for when no call holds a slot, or waits for one."""
+        idle: Deferred[None] = Deferred()
         self._closers.append(idle)
         if not self._active:
             self._fire_closers()
         return idle
 
-    def _kill_all(self) -> None:
-        """The grace of close() is over. Calls that were told to end already are left to it."""
+    def _kill_all(self, closed: Deferred[None] | None = None) -> None:
+        """The grace of close() is over, which has returned `closed`. Calls that were told to end
+        already are left to it."""
         for call in list(self._active):
-            if call.outcome is None:
-                self._give_up(call, "cancelled", "kill")
-                self.home.deliver(call.fire, CLOSED)
-            elif not call.was_killed and self._carrier.can_kill:
-                self._kill(call)
-        self._fire_closers()
+            self.end_now(call)
+        if closed in self._closers:  # others wait for the real end
+            self._closers.remove(closed)
+            self.home.deliver(closed.callback, None)
+
+    def end_now(self, call: Call) -> None:
+        """Kill a call whose time is over, unless it was killed already, or has ended. Where it
+        can't be, its Deferred fires all the same."""
+        if call not in self._active:
+            return
+        if call.outcome is None:
+            self._give_up(call, "cancelled", "kill")
+            self.home.deliver(call.fire, CLOSED)
+        elif not call.was_killed and self._carrier.can_kill:
+            self._kill(call)
 
     def _kill(self, call: Call) -> None:
         call.was_killed = True
@@ -383,6 +386,11 @@ class Pool:
             self.home.deliver(closed.callback, None)
 
     # For lending.
+
+    @property
+    def can_kill(self) -> bool:
+        """Can a running call be ended from outside?"""
+        return self._carrier.can_kill
 
     @property
     def can_nest(self) -> bool:

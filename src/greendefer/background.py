@@ -14,8 +14,9 @@ from gevent.event import Event
 from gevent.lock import Semaphore
 
 from .errors import GreendeferError
-from .home import SHUTDOWN_GRACE, has_stopped
+from .home import has_stopped
 from .reactor import install
+from .shutdown import longest_shutdown
 
 _reactor: Any = None
 _installing = Semaphore()
@@ -42,8 +43,8 @@ def start_reactor() -> Any:
     the worker, as a request's function does; with ``--preload``, from its ``post_worker_init``
     hook.
 
-    :returns: the reactor, which runs. It is stopped when the program ends: running calls have a
-        second's grace then.
+    :returns: the reactor, which runs. It is stopped when the program ends; running calls
+        have their grace then (:func:`greendefer.shutdown.set_shutdown_grace`).
     :raises GreendeferError: the installed reactor is not green, runs in another thread, ran
         already when this process was forked from another, or has stopped: no reactor of Twisted's
         can be started again.
@@ -91,4 +92,4 @@ def _stop(reactor: Any, background: gevent.Greenlet[..., Any], process: int) -> 
     """The program ends."""
     if reactor.running and process == os.getpid():
         reactor.stop()
-        background.join(SHUTDOWN_GRACE + 1.0)
+        background.join(longest_shutdown() + 1.0)

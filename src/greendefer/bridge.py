@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from .call import Call, cancel_quietly, current_call
 from .carriers.greenlets import Kill
 from .crossing import as_deferred, borrower_of, call_in_thread_of
-from .errors import CallTimeout, GreendeferError, WouldDeadlock
+from .errors import CallTimeout, GreendeferError, WouldDeadlock, shown
 from .home import (
     GreenHome,
     green_home_here,
@@ -55,7 +55,8 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
     check_seconds("wait_for_deferred(timeout=...)", timeout)
     if not isinstance(d, Deferred):
         raise TypeError(
-            f"wait_for_deferred(d) needs a Deferred, not {d!r}. For a coroutine or a function, "
+            f"wait_for_deferred(d) needs a Deferred, not {shown(d)}. For a coroutine or a "
+            "function, "
             "use blocking_from_greenlet."
         )
     return _wait(home_to_wait_in(), d, timeout)
@@ -173,9 +174,9 @@ def _wait(home: GreenHome, d: Deferred[T], timeout: float | None) -> T:
     result = wait.result
     if wait.timed_out:
         _handled(d)
-        raise CallTimeout(f"The wait for {d!r} took longer than {timeout} s")
+        raise CallTimeout(f"The wait for {shown(d)} took longer than {timeout} s")
     if not wait.fired:
-        raise GreendeferError(f"The reactor has stopped, and {d!r} has not fired")
+        raise GreendeferError(f"The reactor has stopped, and {shown(d)} has not fired")
     if isinstance(result, Failure):
         _handled(d)
         assert result.value is not None
@@ -216,7 +217,8 @@ def _park(wait: _Wait, timeout: float | None) -> None:
     try:
         if isinstance(interrupted, LoopExit):
             raise WouldDeadlock(
-                f"Nobody is left who could fire {wait.d!r}: no reactor runs in this thread. Start "
+                f"Nobody is left who could fire {shown(wait.d)}: no reactor runs in this "
+                "thread. Start "
                 "it with reactor.run(), and wait in a greenlet."
             ) from None
         raise interrupted
@@ -264,11 +266,12 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
     """
     if not isinstance(g, gevent.Greenlet):
         raise TypeError(
-            f"wait_for_greenlet(g) needs a gevent.Greenlet, as gevent.spawn() returns, not {g!r}"
+            "wait_for_greenlet(g) needs a gevent.Greenlet, as gevent.spawn() returns, not "
+            f"{shown(g)}"
         )
     home = green_home_here()
     if g.loop is not home.loop:
-        raise GreendeferError(f"{g!r} runs on the hub of another thread than the reactor's")
+        raise GreendeferError(f"{shown(g)} runs on the hub of another thread than the reactor's")
     d: Deferred[T] = Deferred(lambda _: g.unlink(ended))
 
     def ended(_: object) -> None:  # in the hub

@@ -61,8 +61,9 @@ class ThreadTimer:
 
     stops_when_idle = True
 
-    def __init__(self, call_soon: Callable[..., object]) -> None:
+    def __init__(self, call_soon: Callable[..., object], call_later: Callable[..., object]) -> None:
         self._call_soon = call_soon
+        self._call_later = call_later
         self._lock = allocate_lock()
         self._wake = SimpleQueue()
         self._when: float | None = None
@@ -76,7 +77,11 @@ class ThreadTimer:
             if not self._runs:
                 self._runs = True
                 self._sleeps_until = 0.0
-                start_thread(self._run, "greendefer-timer")
+                try:
+                    start_thread(self._run, "greendefer-timer")
+                except RuntimeError:  # no more threads: by Twisted's clock is better than never
+                    self._runs = False
+                    self._call_later(max(0.0, when - monotonic()), self._expire_or_restart)
             elif when < self._sleeps_until:
                 self._sleeps_until = 0.0
                 self._wake.put(None)
@@ -84,6 +89,18 @@ class ThreadTimer:
     def stop(self) -> None:
         with self._lock:
             self._when = None
+
+    def _expire_or_restart(self) -> None:
+        with self._lock:
+            when = self._when
+            if when is None or self._runs:
+                return
+            if when <= monotonic():
+                self._when = None
+        if self._when is None:
+            self._f()
+        else:
+            self.start(when, self._f)
 
     def _run(self) -> None:
         idle = False

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 
 from .blocking import BlockingIterator, as_blocking
 from .bridge import call_and_wait
+from .errors import shown
 from .iterators import GreenIterator, Stream
 from .policy import OnCancel, Timeouts, check_count, check_seconds
 from .pool import default_pool
@@ -168,7 +169,8 @@ def green_deferred(
         check_callable("green_deferred", func)
         if is_async(func):
             raise TypeError(
-                f"{func!r} is async already: it would return a coroutine that nobody awaits. Use "
+                f"{shown(func)} is async already: it would return a coroutine that nobody "
+                "awaits. Use "
                 "Deferred.fromCoroutine(f()) to get a Deferred, or @blocking_from_greenlet to "
                 "call it from blocking code."
             )
@@ -258,7 +260,7 @@ def green_iterator(
     def decorate(func: Any) -> Any:
         check_callable("green_iterator", func)
         if is_async(func):
-            raise TypeError(f"{func!r} is async already: iterate over what it returns")
+            raise TypeError(f"{shown(func)} is async already: iterate over what it returns")
         return apply(iterates, func)
 
     return decorate if func is None else decorate(func)
@@ -318,13 +320,14 @@ def with_options(
     if behaviour is None:
         raise TypeError(
             "with_options(decorated, ...) needs a callable that was decorated with "
-            f"@green_deferred, not {decorated!r}"
+            f"@green_deferred, not {shown(decorated)}"
         )
     options = behaviour.options
     for name in given:
         if name not in options:
             raise TypeError(
-                f"{decorated!r} has no option {name!r}; its options are {', '.join(options)}"
+                f"{shown(decorated)} has no option {shown(name)}; its options are "
+                f"{', '.join(options)}"
             )
     return apply(behaviour.with_options({**options, **given}), decorated.__wrapped__)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from concurrent.futures import BrokenExecutor
 
 from twisted.internet import defer
+from twisted.python.reflect import safe_repr
+
+_LONGEST_SHOWN = 300
 
 
 class GreendeferError(Exception):
@@ -51,3 +54,9 @@ class WouldDeadlock(GreendeferError):
 
     The message says what to write instead.
     """
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: whatever its ``__repr__`` does, and not at length."""
+    text: str = safe_repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."

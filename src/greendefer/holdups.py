@@ -74,6 +74,11 @@ class HoldupWatch:
         self._runs = False
         self.asleep = True
 
+    def hub_is_gone(self) -> None:
+        """The reactor waits in another hub from now on."""
+        self.stop()
+        self._home.leave()
+
     def stop(self) -> None:
         self._stopped = True
         self._inbox.put(None)

@@ -13,7 +13,6 @@ import gevent
 from gevent import hub as gevent_hub
 from gevent import monkey
 from greenlet import greenlet
-from twisted.internet.defer import Deferred, DeferredList
 from twisted.python import threadable
 
 from ._twistedcontext import make_greenlet_local
@@ -24,14 +23,14 @@ from .deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from .errors import GreendeferError
 from .holdups import HoldupWatch
 from .reactor.wait import SLICE, get_thread_ident
+from .shutdown import MOMENT, Shutdown
 
 if TYPE_CHECKING:
     from .admission import Pool
     from .carriers import Carrier
     from .reactor.wait import CooperativeWait
 
-SHUTDOWN_GRACE = 1.0
-"""Seconds that running calls are given when the reactor stops, before they are killed."""
+native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 _modules = sys.modules
 _MAIN_THREAD: int = gevent_hub.MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
@@ -60,9 +59,7 @@ class Home:
         self._posted = False
         self.stopped: bool = has_stopped(reactor)
         self.waits: set[Any] = set()
-        reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
-        reactor.addSystemEventTrigger("during", "shutdown", self._close)
-        reactor.addSystemEventTrigger("after", "shutdown", self._stop)
+        Shutdown(self)
 
     def is_here(self) -> bool:
         """Is this still the installed reactor, and this its thread?"""
@@ -102,31 +99,12 @@ class Home:
                 self._posted = True
                 self.call_soon(self._flush)
 
-    # The reactor stops. Until all that others do before shutdown is done (services, say), calls may
-    # be made; then pools close. Twisted closes its own thread pool in the same order.
+    def let_others_run(self) -> None:
+        """Sleep for a moment in the reactor's greenlet, which takes no more turns."""
+        raise NotImplementedError
 
-    def _last_in_line(self) -> None:
-        self.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
-
-    def _drain(self) -> Deferred[None]:
-        """Give running calls their grace; those that wait for a slot get none."""
-        drained: Deferred[None] = Deferred()
-
-        def done(_: object = None) -> None:
-            if not drained.called:
-                drained.callback(None)
-
-        DeferredList([pool.drain() for pool in list(self.pools)]).addCallback(done)
-        self.deadlines.at(monotonic() + SHUTDOWN_GRACE, done)
-        return drained
-
-    def _close(self) -> None:
-        self.stopped = True
-        for pool in list(self.pools):
-            pool.close(grace=0)
-        self._flush(all_of_it=True)
-
-    def _stop(self) -> None:
+    def reactor_stopped(self) -> None:
+        """The very end: nobody can be told anything any more."""
         self.deadlines.stop()
         for pool in list(self.pools):
             pool.reactor_stopped()
@@ -153,9 +131,17 @@ class GreenHome(Home):
             reactor.interrupt_main.install()
         self._watch = HoldupWatch(self)
 
-    def _stop(self) -> None:
+    def leave(self) -> None:
+        """The hub is gone, and with it whatever waited in it. The next call makes a new home."""
+        self._thread = -1
+        self.pools.clear()
+
+    def let_others_run(self) -> None:
+        self.wait.wait(MOMENT)
+
+    def reactor_stopped(self) -> None:
         self._watch.stop()
-        super()._stop()
+        super().reactor_stopped()
 
     @property
     def greenlet(self) -> greenlet | None:
@@ -178,7 +164,7 @@ class ForeignHome(Home):
     unpatched code that waits would hold that hub."""
 
     def __init__(self, reactor: Any) -> None:
-        super().__init__(reactor, ThreadTimer(reactor.callFromThread))
+        super().__init__(reactor, ThreadTimer(reactor.callFromThread, reactor.callLater))
         self._helper: HelperHub | None = None
         # It may yet be run in another thread than the one that made its first call.
         reactor.callWhenRunning(self._runs_here)
@@ -191,11 +177,20 @@ class ForeignHome(Home):
             return ThreadCarrier(self)
         make_greenlet_local()
         if self._helper is None:
-            self._helper = HelperHub(self)
+            try:
+                self._helper = HelperHub(self)
+            except (RuntimeError, OSError) as e:
+                raise GreendeferError(
+                    "The calls of a GreenPool run in a helper thread here, and no such thread "
+                    f"could be started: {e}"
+                ) from e
         return HelperCarrier(self, self._helper)
 
-    def _stop(self) -> None:
-        super()._stop()
+    def let_others_run(self) -> None:
+        native_sleep(MOMENT)
+
+    def reactor_stopped(self) -> None:
+        super().reactor_stopped()
         if self._helper is not None:
             self._helper.stop()
 

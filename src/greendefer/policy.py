@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from .errors import shown
 
 OnCancel = Literal["kill", "abandon"]
 """What becomes of a running call that nobody waits for any more."""
@@ -40,7 +43,8 @@ class Timeouts:
             check_seconds(f"Timeouts({name}=...)", getattr(self, name))
         if self.on_expiry is not None and self.on_expiry not in _ON_CANCEL:
             raise ValueError(
-                f"Timeouts(on_expiry=...) must be 'kill', 'abandon' or None, not {self.on_expiry!r}"
+                "Timeouts(on_expiry=...) must be 'kill', 'abandon' or None, not "
+                f"{shown(self.on_expiry)}"
             )
 
 
@@ -76,22 +80,27 @@ class PoolStats:
     """Calls that never ran because the pool was full or closed."""
 
 
-def check_seconds(what: str, value: float | None) -> None:
+def check_seconds(what: str, value: float | None, *, needed: bool = False) -> None:
     """Refuse anything that is not a length of time.
 
+    :param needed: is there to be a limit? Then it is a finite one, and not ``None``.
     :raises TypeError: `value` is not a number.
     :raises ValueError: `value` is negative or NaN.
     """
-    if value is None:
+    if value is None and not needed:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be a number of seconds or None, not {value!r}")
+        kinds = "a number of seconds" if needed else "a number of seconds or None"
+        raise TypeError(f"{what} must be {kinds}, not {shown(value)}")
     try:
         seconds = float(value)
-    except OverflowError:
-        raise ValueError(f"{what} is too large a number; None is no limit") from None
-    if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"{what} must be 0 or more seconds, or None for no limit, not {value!r}")
+    except OverflowError:  # an int that no float can hold, so that no time can be added to it
+        few = "a smaller number" if needed else "a smaller number; None is no limit"
+        raise ValueError(f"{what} must be {few}, not the too large {shown(value)}") from None
+    is_allowed = 0 <= seconds < math.inf if needed else seconds >= 0
+    if not is_allowed:
+        limit = ", and finite," if needed else ", or None for no limit,"
+        raise ValueError(f"{what} must be 0 or more seconds{limit} not {shown(value)}")
 
 
 def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:
@@ -103,7 +112,7 @@ def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:
     if value is None or isinstance(value, Timeouts):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be seconds, a Timeouts or None, not {value!r}")
+        raise TypeError(f"{what} must be seconds, a Timeouts or None, not {shown(value)}")
     check_seconds(what, value)
     return Timeouts(total=value)
 
@@ -125,16 +134,21 @@ def check_on_cancel(what: str, value: OnCancel) -> None:
     :raises ValueError: `value` is neither ``"kill"`` nor ``"abandon"``.
     """
     if value not in _ON_CANCEL:
-        raise ValueError(f"{what} must be 'kill' or 'abandon', not {value!r}")
+        raise ValueError(f"{what} must be 'kill' or 'abandon', not {shown(value)}")
 
 
 def check_count(what: str, value: int, least: int) -> None:
     """Refuse anything that is not a whole number of at least `least`.
 
     :raises TypeError: `value` is not an int.
-    :raises ValueError: `value` is too small.
+    :raises ValueError: `value` is too small, or no number that a machine counts to.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be a whole number, not {value!r}")
+        raise TypeError(f"{what} must be a whole number, not {shown(value)}")
     if value < least:
-        raise ValueError(f"{what} must be at least {least}, not {value!r}")
+        raise ValueError(f"{what} must be at least {least}, not {shown(value)}")
+    if value > sys.maxsize:
+        raise ValueError(
+            f"{what} must be at least {least} and a machine's number, at most "
+            f"{sys.maxsize}, not {shown(value)}"
+        )

@@ -16,6 +16,7 @@ from .call import Call
 from .carriers import Carrier, PinnedCarrier
 from .carriers.executors import ExecutorCarrier
 from .carriers.threads import ThreadCarrier
+from .errors import shown
 from .home import Home
 from .policy import Timeouts, refuse_to_kill
 
@@ -60,8 +61,8 @@ class GreenPool(WithWorkers):
         d = http.submit(requests.get, "https://example.org/")
 
     A pool may be made before the reactor is installed, at the top of a module for instance. It
-    belongs to the reactor of its first call, and is closed when that stops, with one second of
-    grace.
+    belongs to the reactor of its first call, and is closed when that stops; running calls have
+    their grace then (:func:`greendefer.shutdown.set_shutdown_grace`).
 
     Where the installed reactor does not run on gevent's hub, greenlets in its thread would never
     run. Then the calls run elsewhere, and ``repr(pool)`` says where: in greenlets on the hub of
@@ -190,7 +191,7 @@ class ExecutorPool(Pool):
         if not isinstance(executor, Executor) and not callable(executor):
             raise TypeError(
                 "ExecutorPool(executor, ...) needs a concurrent.futures.Executor, or a function "
-                f"that makes one, not {executor!r}"
+                f"that makes one, not {shown(executor)}"
             )
         self._executor = executor
 
@@ -212,6 +213,7 @@ class PoolWorker(Pool):
         self._entered: Deferred[None] | None = None
         self._exits: dict[Callable[[], object], None] = {}
         self._aborted = False
+        self._result: Any = None
 
     def _make_carrier(self, home: Home) -> Carrier:
         return self._pool._carrier.pinned()
@@ -266,14 +268,16 @@ class PoolWorker(Pool):
         self.host: Call | None = host
         host.hosted = self
 
-        def ended(result: Any) -> Any:
+        def ended(result: Any) -> None:
             # Also when the pool was closed, or the worker killed, while calls run or wait here.
             self._carrier.stop()
             self.close(grace=0)
             if isinstance(result, Failure) and not entered.called and self._entered is entered:
                 entered.errback(result)
-                return None
-            return result  # for leave()
+            else:
+                # For leave(). If nobody leaves, since the coroutine is garbage, the calls have
+                # failed all the same: it is no "Unhandled error in Deferred".
+                self._result = result
 
         host.addBoth(ended)
         return entered
@@ -322,13 +326,13 @@ class PoolWorker(Pool):
         if kill:
             self.close(grace=0)
         left: Deferred[None] = Deferred(lambda _: host.cancel())
-        host.addBoth(lambda result: None if left.called else left.callback(result))
+        host.addBoth(lambda _: None if left.called else left.callback(self._result))
         return left
 
     def abort(self) -> None:
         """End the call that runs, and fail those that wait with :class:`PoolClosed`. Others may
         follow."""
-        self._reject_queued(self.home)
+        self.reject_queued(self.home)
         self._kill_all()
 
     async def __aenter__(self) -> PoolWorker:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .admission import Pool
-from .errors import PoolClosed
+from .errors import PoolClosed, shown
 from .pool import default_pool
 
 _log = Logger(namespace="greendefer")
@@ -59,18 +59,20 @@ def in_order(method: Any = None, /, *, pool: Pool | None = None) -> Any:
     Calling it raises :class:`GreendeferError` where no reactor is installed.
     """
     if pool is not None and not isinstance(pool, Pool):
-        raise TypeError(f"in_order(pool=...) must be a pool or None, not {pool!r}")
+        raise TypeError(f"in_order(pool=...) must be a pool or None, not {shown(pool)}")
 
     def decorate(method: Any) -> Any:
         if not callable(method):
-            raise TypeError(f"in_order decorates a method, not {method!r}")
+            raise TypeError(f"in_order decorates a method, not {shown(method)}")
         return wrapt.decorator(call)(method)
 
     def call(
         wrapped: Callable[..., Any], instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if instance is None:
-            raise TypeError(f"in_order is for methods; {wrapped!r} was called without an object")
+            raise TypeError(
+                f"in_order is for methods; {shown(wrapped)} was called without an object"
+            )
         line = vars(instance).get(_LINE)
         if line is None:
             line = vars(instance)[_LINE] = _Line(instance)

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from .admission import Pool
+from .errors import shown
 from .iterators import GreenIterator, Stream
 from .policy import Timeouts
 from .pool import PoolWorker
@@ -392,16 +393,27 @@ def green_proxy(
     """
     if isinstance(obj, Proxy):
         obj = obj.__wrapped__
-    given = {name: dict(options) for name, options in (methods or {}).items()}
-    plain = tuple(plain) if not isinstance(plain, str) else (plain,)
-    properties = frozenset((properties,) if isinstance(properties, str) else properties)
-    for name in (*properties, *(each for each in plain if not isinstance(each, type))):
-        if not isinstance(name, str):
-            raise TypeError(f"green_proxy(): a name must be a string, not {name!r}")
-    types = (results,) if isinstance(results, type) else results
-    if types is not None and not isinstance(types, tuple) and not callable(types):
+    if methods is not None and not isinstance(methods, Mapping):
         raise TypeError(
-            f"results=... must be a type, a tuple of types or a callable, not {results!r}"
+            "green_proxy(methods=...) must be a mapping of names to options, or None, not "
+            f"{shown(methods)}"
+        )
+    given = {}
+    for name, each in (methods or {}).items():
+        if not isinstance(each, Mapping):
+            raise TypeError(
+                f"green_proxy(methods={{{shown(name)}: ...}}) must be a mapping of options, not "
+                f"{shown(each)}"
+            )
+        given[name] = dict(each)
+    plain = _several("plain", "names and types", (str, type), plain)
+    properties = frozenset(_several("properties", "names", (str,), properties))
+    types = (results,) if isinstance(results, type) else results
+    is_tuple = isinstance(types, tuple) and all(isinstance(each, type) for each in types)
+    if types is not None and not is_tuple and not callable(types):
+        raise TypeError(
+            "green_proxy(results=...) must be a type, a tuple of types, a callable or None, "
+            f"not {shown(results)}"
         )
     general = {"pool": pool, "timeout": timeout}
     options = {}
@@ -409,7 +421,7 @@ def green_proxy(
         try:
             options[name] = MethodOptions(**{**general, **each})
         except (TypeError, ValueError) as e:
-            raise type(e)(f"methods={{{name!r}: ...}}: {e}") from None
+            raise type(e)(f"methods={{{shown(name)}: ...}}: {e}") from None
     rules = Rules(
         default=MethodOptions(pool, timeout),
         methods=options,
@@ -427,3 +439,18 @@ def green_proxy(
         },
     )
     return proxy(obj, rules, Place(rules))
+
+
+def _several(
+    what: str, kinds: str, allowed: tuple[type, ...], value: Iterable[Any]
+) -> tuple[Any, ...]:
+    """`value` as a tuple; a single one counts as one of them."""
+    try:
+        several = (value,) if isinstance(value, allowed) else tuple(value)
+    except TypeError:
+        several = (None,)
+    if not all(isinstance(each, allowed) for each in several):
+        raise TypeError(
+            f"green_proxy({what}=...) must be an iterable of {kinds}, not {shown(value)}"
+        )
+    return several

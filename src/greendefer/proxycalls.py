@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from .admission import Pool
 from .call import Call
-from .errors import GreendeferError, PoolClosed
+from .errors import GreendeferError, PoolClosed, shown
 from .home import Home, home_here
 from .iterators import GreenIterator, close_one, take_worker
 from .lending import lend_along
@@ -285,7 +285,7 @@ class Block:
             leave, value = partial(close_one, manager), manager
         elif not (hasattr(kind, "__enter__") and hasattr(kind, "__exit__")):
             raise TypeError(
-                f"{self._name} returned {manager!r}, which is no context manager: await it, "
+                f"{self._name} returned {shown(manager)}, which is no context manager: await it, "
                 "rather than async with"
             )
         else:

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 
 from .admission import Pool
 from .call import Call
+from .errors import shown
 from .policy import OnCancel, Timeouts, as_timeouts, check_on_cancel
 from .pool import default_pool
 
@@ -54,7 +55,7 @@ class OnAPool(Behaviour):
         if pool is not None and not isinstance(pool, Pool) and not callable(pool):
             raise TypeError(
                 "pool=... must be a pool, a callable that returns one, or None for the default "
-                f"pool, not {pool!r}"
+                f"pool, not {shown(pool)}"
             )
         self.timeouts: Timeouts | None = as_timeouts("timeout=...", timeout)
         self.pool = pool
@@ -78,8 +79,9 @@ class OnAPool(Behaviour):
         pool = self.pool(instance)
         if not isinstance(pool, Pool):
             raise TypeError(
-                f"The pool= of {wrapped!r} was called with {instance!r} and must return a pool, "
-                f"not {pool!r}"
+                f"The pool= of {shown(wrapped)} was called with {shown(instance)} and must "
+                "return a pool, "
+                f"not {shown(pool)}"
             )
         pool.check_timeouts(self.timeouts)
         return pool
@@ -167,7 +169,7 @@ def check_callable(what: str, func: Any) -> None:
     :raises TypeError: `func` is not callable.
     """
     if not callable(func) and not isinstance(func, classmethod):
-        raise TypeError(f"{what} decorates something to call, not {func!r}")
+        raise TypeError(f"{what} decorates something to call, not {shown(func)}")
 
 
 def is_async(func: Any) -> bool:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 
-from ..errors import ExecutorFailed, GreendeferError
+from ..errors import ExecutorFailed, GreendeferError, shown
 from . import Errand
 from .threads import execute
 
@@ -47,6 +48,7 @@ class ExecutorCarrier:
         self.kind: str = "executor" if self._executor is None else type(executor).__name__
         self._is_ours = False
         self._is_broken = False
+        self._submitted = 0
         self._to_submit: deque[Errand] = deque()
         self._submits = False
 
@@ -69,11 +71,13 @@ class ExecutorCarrier:
             if errand.claim():
                 try:
                     self._submit(errand)
-                except Exception as e:
+                except BaseException as e:  # pickling runs code of the arguments' own
                     error = e
                     if not isinstance(e, GreendeferError):
                         what = self._executor or "what should make the executor"
-                        error = ExecutorFailed(f"{errand.name}: {what!r} refused it: {e!r}")
+                        error = ExecutorFailed(
+                            f"{errand.name}: {shown(what)} refused it: {shown(e)}"
+                        )
                         error.__cause__ = e
                     errand.end(Failure(error))
         self._submits = False
@@ -96,6 +100,7 @@ class ExecutorCarrier:
             executor = self._replace(executor)
             future = executor.submit(f, what)  # it has never run
         errand.carried_by = future
+        self._submitted += 1
         if what is not errand:
             # Nobody tells us when a process really starts it. A thread does by itself.
             errand.begun()
@@ -111,7 +116,7 @@ class ExecutorCarrier:
         """Have an executor, or another in place of one that is broken."""
         executor = _another(old) if self._make is None else self._make()
         if not isinstance(executor, Executor):
-            raise GreendeferError(f"The function of an ExecutorPool returned {executor!r}")
+            raise GreendeferError(f"The function of an ExecutorPool returned {shown(executor)}")
         if self._is_ours and old is not None:
             old.shutdown(wait=False)
         self._executor = executor
@@ -122,12 +127,13 @@ class ExecutorCarrier:
     # In the reactor's thread.
 
     def _done(self, errand: Errand, executor: Executor, future: Future[Any]) -> None:
+        self._submitted -= 1
         call = errand.call
         if call.carried_by is not errand:
             return  # it was withdrawn
         result: Any
         if future.cancelled():
-            result = ExecutorFailed(f"{call.name} was dropped: {executor!r} was shut down")
+            result = ExecutorFailed(f"{call.name} was dropped: {shown(executor)} was shut down")
         elif (error := future.exception()) is None:
             call.end(future.result())
             return
@@ -135,7 +141,8 @@ class ExecutorCarrier:
             if executor is self._executor:
                 self._is_broken = self._can_replace
             result = ExecutorFailed(
-                f"{call.name} may have run in part: a worker of {executor!r} has died ({error}). "
+                f"{call.name} may have run in part: a worker of {shown(executor)} has died "
+                f"({safe_str(error)}). "
                 + (
                     "Another one takes its place for later calls."
                     if self._can_replace
@@ -157,8 +164,16 @@ class ExecutorCarrier:
         )
 
     def stop(self) -> None:
-        if self._is_ours and self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        executor = self._executor
+        if not self._is_ours or executor is None:
+            return
+        # Python waits for these processes when it exits (concurrent.futures.process, _python_exit).
+        # What they still run has had its grace.
+        processes: dict[int, Any] = getattr(executor, "_processes", None) or {}
+        running = list(processes.values()) if self._submitted else []
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
 
 
 def _has_threads(executor: Executor) -> bool:
@@ -218,8 +233,8 @@ def pickled(call: Call) -> bytes:
         _Pickler(data, pickle.HIGHEST_PROTOCOL).dump(what)
     except Exception as e:
         raise GreendeferError(
-            f"{call.name} can't be sent to another process: {e}. The function, and what its pool "
-            "has `around` calls, must be such that they can be imported there by their names (no "
+            f"{call.name} can't be sent to another process: {safe_str(e)}. The function, and what "
+            "its pool has `around` calls, must be such that they can be imported there by their names (no "
             "lambda, none defined in a function), and its arguments must be picklable."
         ) from e
     return data.getvalue()

@@ -42,8 +42,12 @@ class HelperHub:
         pass  # there is no reactor here that should be first
 
     def ask(self, f: Callable[..., object], *args: Any) -> None:
-        """Call ``f(*args)`` in the hub, after what was asked before. For any thread."""
-        self.loop.run_callback_threadsafe(f, *args)
+        """Call ``f(*args)`` in the hub, after what was asked before; nothing, once it has ended.
+        For any thread."""
+        try:
+            self.loop.run_callback_threadsafe(f, *args)
+        except ValueError:  # "operation on destroyed loop"
+            pass
 
     def stop(self) -> None:
         """Let the thread end, after what was asked before."""

@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import Any, Literal
 
+from ..errors import shown
 from ._stock import native_kind
 
 KINDS = ("native", "poll", "select", "asyncio")
@@ -30,9 +31,9 @@ def install(kind: str = "native", *, threads: Literal["native", "green"] = "nati
     """
     if kind not in KINDS:
         kinds = ", ".join(map(repr, KINDS))
-        raise ValueError(f"install(kind=...) must be one of {kinds}, not {kind!r}")
+        raise ValueError(f"install(kind=...) must be one of {kinds}, not {shown(kind)}")
     if threads not in ("native", "green"):
-        raise ValueError(f"install(threads=...) must be 'native' or 'green', not {threads!r}")
+        raise ValueError(f"install(threads=...) must be 'native' or 'green', not {shown(threads)}")
     if kind == "asyncio":
         from .. import geventasyncioreactor
 

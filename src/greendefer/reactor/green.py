@@ -88,6 +88,7 @@ class GreenReactor(WritesFirst, _Base):
     # Which greenlet is the reactor's.
 
     def run(self, *args: Any, **kwargs: Any) -> None:
+        self.cooperative_wait.enter_hub_of_thread()
         try:
             self._in_this_greenlet(super().run, *args, **kwargs)
         finally:

@@ -35,6 +35,8 @@ class Onlooker(Protocol):
 
     def forked(self) -> None: ...
 
+    def hub_is_gone(self) -> None: ...
+
 
 class CooperativeWait:
     """Where the reactor's greenlet is parked while it has nothing to do.
@@ -71,6 +73,17 @@ class CooperativeWait:
             self._once_more: Any = loop.timer(0.0, ref=False)
         if self._fd is not None:
             self.watch(self._fd)
+
+    def enter_hub_of_thread(self) -> Hub:
+        """Wait in the hub of the current thread from now on: another thread runs the reactor now,
+        or the hub that it had was destroyed."""
+        hub = gevent.get_hub()
+        if hub is not self.hub:
+            if self.onlooker is not None:
+                self.onlooker.hub_is_gone()
+                self.onlooker = None
+            self._enter(hub)
+        return hub
 
     def is_this_thread(self) -> bool:
         """Is the calling thread the one that the reactor waits in?"""
@@ -118,9 +131,7 @@ class CooperativeWait:
         busy must not starve greenlets. Every :data:`SLICE` the hub goes all the way round,
         input and output included.
         """
-        hub = gevent.get_hub()
-        if hub is not self.hub:  # another thread runs the reactor now, or the hub was destroyed
-            self._enter(hub)
+        hub = self.enter_hub_of_thread()
         if self._parked is not None:
             # Somebody calls reactor.iterate() while the reactor sleeps in its own greenlet.
             gevent.sleep(0)

@@ -1,0 +1,126 @@
+"""The end: what becomes of calls when the reactor stops."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredList, succeed
+
+from .policy import check_seconds
+
+if TYPE_CHECKING:
+    from .admission import Pool
+    from .call import Call
+    from .home import Home
+
+MOMENT = 0.005
+"""Seconds between two looks at whether all calls have ended, once the reactor takes no turns."""
+
+_running = _ending = 1.0
+
+
+def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
+    """How long calls are given when the reactor stops.
+
+    From ``reactor.stop()`` on (or the signal that does it), calls that wait for a slot fail with
+    :class:`PoolClosed`, and those that run have `running` seconds. Those left are killed, where
+    that can be, and their Deferreds fail with :class:`PoolClosed` as well; then their ``finally``
+    blocks have `ending` seconds, in which they may wait, for Deferreds too. The reactor is gone
+    when they have ended, or after both times.
+
+    New calls may be made meanwhile, as services do while they stop. They go on for as long as
+    something holds the shutdown back (a "before shutdown" trigger's Deferred), and are killed
+    afterwards; their ``finally`` blocks have `ending` seconds then, but can't wait for Deferreds.
+
+    What can't be killed (a native thread) is left behind: Python ends with it still running.
+    Worker processes that an :class:`ExecutorPool` has started are terminated.
+
+    :param running: seconds; 0 kills at once.
+    :param ending: seconds; with 0, ``finally`` blocks run until they wait.
+    :raises TypeError: one of them is not a number.
+    :raises ValueError: one is negative, NaN or infinite.
+    """
+    global _running, _ending
+    check_seconds("set_shutdown_grace(running=...)", running, needed=True)
+    check_seconds("set_shutdown_grace(ending=...)", ending, needed=True)
+    _running, _ending = running, ending
+
+
+def longest_shutdown() -> float:
+    """Seconds after which all calls have ended, or were given up."""
+    return _running + 2 * _ending
+
+
+class Shutdown:
+    """The end of one reactor, for all pools on it. Twisted closes its thread pool in the same
+    order: calls may be made until all that others do before shutdown is done."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._before: list[Call] = []
+        reactor = home.reactor
+        reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
+        reactor.addSystemEventTrigger("during", "shutdown", self._close)
+        reactor.addSystemEventTrigger("after", "shutdown", home.reactor_stopped)
+        # Calls that are made once the reactor was told to stop are those of services that stop.
+        # Who was there before us must not come first (twisted.internet.base._ThreePhaseEvent).
+        event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
+        if event is not None and event.state == "BASE":
+            event.before.insert(0, (self._begin, (), {}))
+
+    def _begin(self) -> None:
+        """The reactor was told to stop, and nobody has done anything about it yet."""
+        for pool in self._pools():
+            pool.reject_queued(self._home)
+            self._before += pool.active_calls()
+
+    def _last_in_line(self) -> None:
+        self._home.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
+
+    def _drain(self) -> Deferred[None]:
+        """Give running calls their grace, and then what they do at their end."""
+        drained: Deferred[None] = Deferred()
+
+        def fire() -> None:
+            if not drained.called:
+                drained.callback(None)
+
+        def done(_: object = None) -> None:
+            # After all results that are on the way, which may take several turns; and after what
+            # the calls that ended last have asked of the reactor themselves.
+            home.deliver(home.call_soon, fire)
+
+        def kill() -> None:
+            before, self._before = self._before, []
+            if drained.called:
+                return
+            for call in before:
+                call.pool.end_now(call)
+            pools = [pool for pool in self._pools() if pool.can_kill]
+            DeferredList([pool.when_idle() for pool in pools]).addCallback(done)
+            home.deadlines.at(home.now() + _ending, done)
+
+        home = self._home
+        if not home.pools:
+            return succeed(None)
+        DeferredList([pool.when_idle() for pool in self._pools()]).addCallback(done)
+        home.deadlines.at(home.now() + _running, kill)
+        return drained
+
+    def _pools(self) -> list[Pool]:
+        return list(self._home.pools)
+
+    def _close(self) -> None:
+        """Nothing holds the shutdown back any more, and the reactor takes no more turns."""
+        home = self._home
+        home.stopped = True
+        for pool in self._pools():
+            pool.close(grace=0)
+        home._flush(all_of_it=True)
+        until = monotonic() + _ending
+        while any(pool.can_kill and pool.active_calls() for pool in self._pools()):
+            if monotonic() >= until:
+                break
+            home.let_others_run()
+            home._flush(all_of_it=True)

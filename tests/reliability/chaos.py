@@ -1,0 +1,496 @@
+"""Calls of all kinds, treated badly by everybody: ``chaos.py CALLS [patched] [SEED]``.
+
+The calls go over real sockets to ``hostile.py``; they are cancelled, timed out and killed at
+random, their pools are resized, they raise whatever can be raised, wait for Twisted and are waited
+for, and spawn processes on both sides. At the end every call must be accounted for, and nothing
+may be left: it prints its figures as JSON, what is wrong among them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if "patched" in sys.argv:
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import greendefer
+
+greendefer.install()
+
+import gc
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.socket
+import gevent.subprocess
+from gevent import monkey
+from greenlet import GreenletExit, greenlet
+from twisted.internet import error, protocol
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.python import log
+from twisted.python.failure import Failure
+
+from greendefer import CallTimeout, GreenPool, NativeThreadPool, PoolClosed, PoolFull, Timeouts
+from greendefer.carriers import greenlets as green_carrier
+from greendefer.carriers import native
+from greendefer.carriers import threads as thread_carrier
+
+reactor: Any = _reactor
+native_socket = monkey.get_original("socket", "create_connection")
+waitpid = monkey.get_original("os", "waitpid")
+
+AT_ONCE = 300
+EVERY = 500  # calls, between two children of each side
+
+
+class Odd(BaseException):
+    """Not even an Exception."""
+
+
+class Unprintable(Exception):
+    """Neither its ``str()`` nor its ``repr()`` can be had."""
+
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+    __repr__ = __str__
+
+
+RAISED: tuple[Callable[[], BaseException], ...] = (
+    lambda: ValueError("as usual"),
+    lambda: KeyError("in a chain"),
+    lambda: SystemExit(3),
+    KeyboardInterrupt,
+    GreenletExit,
+    lambda: Odd("odd"),
+    Unprintable,
+    StopIteration,
+    lambda: gevent.Timeout(1),
+    CancelledError,
+    lambda: OSError(24, "too many open files, it says"),
+)
+EXPECTED = (
+    *(type(make()) for make in RAISED),
+    CallTimeout,
+    PoolClosed,
+    PoolFull,
+    ConnectionError,
+    OSError,
+    error.ConnectionDone,
+    error.ConnectionLost,
+    error.ConnectError,
+)
+
+
+class Reply(protocol.Protocol):
+    """Twisted's side of the same conversation."""
+
+    def __init__(self, how: bytes) -> None:
+        self.how = how
+        self.got = b""
+        self.done: Deferred[bytes] = Deferred(lambda _: self.transport.abortConnection())
+
+    def connectionMade(self) -> None:
+        self.transport.write(self.how + b"\n")
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+
+    def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
+        done, self.done = self.done, Deferred()
+        if not done.called:
+            done.callback(self.got) if self.got == b"ok\n" else done.errback(reason)
+
+
+class Chaos:
+    def __init__(self, calls: int, seed: int, port: int) -> None:
+        self.random = random.Random(seed)
+        self.calls = calls
+        self.port = port
+        self.pools: list[Any] = []
+        self.made = self.fired = self.twice = self.astray = 0
+        self.outcomes: Counter[str] = Counter()
+        self.unexpected: Counter[str] = Counter()
+        self.treated: Counter[str] = Counter()
+        self.children = [0, 0]
+        self.open = 0
+        self.all_done: Deferred[None] = Deferred()
+        self.late = self.late_by_us = 0.0
+        self.errors: list[str] = []
+
+    # What calls do. In a greenlet, but where it says so.
+
+    def address(self) -> tuple[str, int]:
+        return f"127.0.0.{self.random.randrange(1, 250)}", self.port
+
+    def how(self) -> bytes:
+        r = self.random
+        how = r.choices(("answer", "delay", "reset", "half", "stall"), (50, 25, 10, 10, 5))[0]
+        self.treated[how] += 1
+        return f"delay {r.randrange(30)}".encode() if how == "delay" else how.encode()
+
+    def converse(self, connection: Any, how: bytes) -> bytes:
+        with connection:
+            connection.sendall(how + b"\n")
+            got = b""
+            while chunk := connection.recv(100):
+                got += chunk
+            if got != b"ok\n":
+                raise ConnectionError(f"half an answer: {got!r}")
+            return got
+
+    def fetch(self) -> bytes:
+        how = self.how()
+        address = self.address()
+        if how == b"stall":
+            with gevent.Timeout(0.05):
+                return self.converse(gevent.socket.create_connection(address), how)
+        return self.converse(gevent.socket.create_connection(address), how)
+
+    def fetch_natively(self) -> bytes:
+        """In a native thread."""
+        return self.converse(native_socket(self.address(), timeout=5), b"answer")
+
+    def fetch_by_twisted(self) -> bytes:
+        how = self.how()
+        if how == b"stall":
+            return self.wait_for_twisted_for(how, 0.05)
+        return self.wait_for_twisted(how)
+
+    @greendefer.blocking_from_greenlet
+    def wait_for_twisted(self, how: bytes) -> Any:
+        return self.twisted(how)
+
+    def wait_for_twisted_for(self, how: bytes, seconds: float) -> Any:
+        return greendefer.with_options(self.wait_for_twisted, timeout=seconds)(how)
+
+    def twisted(self, how: bytes) -> Deferred[bytes]:
+        endpoint = TCP4ClientEndpoint(reactor, *self.address())
+        d = endpoint.connect(protocol.Factory.forProtocol(lambda: Reply(how)))  # type: ignore[arg-type]
+        return d.addCallback(lambda reply: reply.done)  # type: ignore[attr-defined]
+
+    def return_a_deferred(self) -> Any:
+        """In a call: the result is what Twisted brings."""
+        return self.twisted(b"answer")
+
+    def nest(self) -> Any:
+        """Wait for another call, on this pool or another: which may wait for Twisted."""
+        pool = self.random.choice(self.pools[:2])
+        return greendefer.wait_for_deferred(
+            pool.submit(self.random.choice((self.fetch, self.fetch_by_twisted)))
+        )
+
+    def raise_something(self) -> None:
+        if self.random.random() < 0.5:
+            gevent.sleep(0)
+        raise self.random.choice(RAISED)()
+
+    def kill_oneself(self) -> None:
+        gevent.getcurrent().throw(GreenletExit)
+
+    def be_killed(self) -> None:
+        """Somebody else throws something into this greenlet, out of turn."""
+        me = gevent.getcurrent()
+        gevent.get_hub().loop.run_callback(me.throw, self.random.choice((GreenletExit, Odd)))
+        gevent.sleep(3)
+
+    def swallow(self) -> str:
+        try:
+            gevent.sleep(0.01)
+        except GreenletExit:
+            gevent.sleep(0.001)
+        return "swallowed"
+
+    def clean_up(self) -> None:
+        try:
+            gevent.sleep(0.01)
+        finally:
+            gevent.sleep(0.001)
+            self.wait_for_twisted(b"answer")
+
+    def spawn(self) -> list[Any]:
+        """Greenlets of its own."""
+        mine = [gevent.spawn(gevent.sleep, self.random.random() / 100) for _ in range(3)]
+        try:
+            return gevent.joinall(mine)  # type: ignore[no-any-return]
+        finally:
+            gevent.killall(mine)
+
+    def child_of_gevent(self) -> int:
+        self.children[0] += 1
+        return gevent.subprocess.call(["/bin/true"])
+
+    def child_of_twisted(self) -> Any:
+        ended: Deferred[int] = Deferred()
+        self.children[1] += 1
+
+        class Ended(protocol.ProcessProtocol):
+            def processEnded(self, reason: Failure) -> None:
+                if not ended.called:
+                    ended.callback(reason.value.exitCode)  # type: ignore[union-attr]
+
+        reactor.spawnProcess(Ended(), "/bin/true", ["true"])
+        return ended
+
+    def lines(self) -> Generator[bytes, None, None]:
+        for _ in range(3):
+            yield self.converse(gevent.socket.create_connection(self.address()), b"answer")
+
+    # What is done to them. In the reactor's greenlet.
+
+    @inlineCallbacks  # type: ignore[arg-type]
+    def several_on_one_worker(self) -> Generator[Any, Any, str]:
+        async def block() -> str:
+            async with self.pools[0].worker() as w:
+                await w.submit(self.fetch)
+                await w.submit(self.clean_up)
+            return "worked"
+
+        return (yield Deferred.fromCoroutine(block()))
+
+    def iterate(self) -> Deferred[Any]:
+        lines = greendefer.green_iterator(pool=self.pools[1], prefetch=1)(self.lines)
+
+        async def read() -> int:
+            n = 0
+            async with lines() as each:
+                async for _ in each:
+                    n += 1
+                    if self.random.random() < 0.2:
+                        break
+            return n
+
+        return Deferred.fromCoroutine(read())
+
+    def call(self) -> Deferred[Any]:
+        r = self.random
+        n = self.made
+        if n % EVERY == 0:
+            return self.pools[0].submit(self.child_of_gevent)  # type: ignore[no-any-return]
+        if n % EVERY == EVERY // 2:
+            return maybeDeferred(self.child_of_twisted)
+        if n % 211 == 0:
+            self.pools[r.randrange(2)].resize(r.randrange(20, 200))
+        kind = r.choices(
+            (
+                self.fetch, self.fetch_by_twisted, self.return_a_deferred, self.nest,
+                self.raise_something, self.kill_oneself, self.be_killed, self.swallow,
+                self.clean_up, self.spawn, self.fetch_natively, self.several_on_one_worker,
+                self.iterate,
+            ),
+            (600, 60, 40, 60, 60, 10, 10, 10, 20, 20, 10, 10, 10),
+        )[0]  # fmt: skip
+        if kind in (self.several_on_one_worker, self.iterate):
+            return kind()  # type: ignore[return-value]
+        timeout: Any = None
+        if r.random() < 0.15:
+            limit = r.choice(("total", "queued", "running"))
+            timeout = Timeouts(**{limit: r.random() / 20})
+        pool = self.pools[2] if kind == self.fetch_natively else self.pools[r.random() < 0.3]
+        on_cancel: Any = r.choice(("kill", "kill", "abandon"))
+        green = greendefer.green_deferred(pool=pool, timeout=timeout, on_cancel=on_cancel)
+        return green(kind)()
+
+    def begin(self) -> None:
+        while self.made < self.calls and self.open < AT_ONCE:
+            self.made += 1
+            self.open += 1
+            seen: list[Any] = []
+            d = self.call()
+            d.addBoth(self.has_fired, seen)
+            if self.random.random() < 0.1:
+                later = reactor.callLater(self.random.random() / 20, d.cancel)
+                seen.append(later)
+            if self.random.random() < 0.02:
+                d.cancel()
+
+    def has_fired(self, result: Any, seen: list[Any]) -> None:
+        self.fired += 1
+        self.open -= 1
+        self.twice += None in seen
+        seen.append(None)
+        if gevent.getcurrent() is not reactor.cooperative_wait.greenlet:
+            self.astray += 1
+        if isinstance(result, Failure):
+            name = result.type.__name__
+            self.outcomes[name] += 1
+            if not issubclass(result.type, EXPECTED):
+                self.unexpected[name] += 1
+                self.errors.append(result.getTraceback())
+        else:
+            self.outcomes["a result"] += 1
+        if self.fired == self.calls:
+            self.all_done.callback(None)
+        elif self.open == AT_ONCE - 1 or not self.open:
+            reactor.callLater(0, self.begin)
+
+    def tick(self, due: float, delayed: float) -> None:
+        """How late the reactor is; less the time that others had our core (schedstat)."""
+        late = time.monotonic() - due
+        now_delayed = run_delay()
+        self.late = max(self.late, late)
+        self.late_by_us = max(self.late_by_us, late - (now_delayed - delayed))
+        self.ticker = reactor.callLater(0.01, self.tick, time.monotonic() + 0.01, run_delay())
+
+    def run(self) -> Deferred[None]:
+        self.pools = [
+            GreenPool(100, name="first"),
+            GreenPool(50, max_queued=200, name="second"),
+            NativeThreadPool(4, name="threads"),
+        ]
+        self.tick(time.monotonic(), run_delay())
+        self.begin()
+        return self.all_done
+
+    def accounts(self) -> list[str]:
+        wrong = []
+        for pool in self.pools:
+            s = pool.stats()
+            ended = s.completed + s.failed + s.cancelled + s.timed_out + s.rejected
+            if s.submitted != ended or s.running or s.lingering or s.queued:
+                wrong.append(f"{pool.name} does not add up: {s}")
+        return wrong
+
+
+def run_delay() -> float:
+    """Seconds that this thread could have run, and was not let."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+def held() -> dict[str, int]:
+    """What a program may leak."""
+    gc.collect()
+    loop: Any = gevent.get_hub().loop
+    return {
+        "greenlets": sum(isinstance(o, greenlet) and not o.dead for o in gc.get_objects()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "delayed calls": len(reactor.getDelayedCalls()),
+        "watchers": loop.activecnt,
+        "threads": len(os.listdir("/proc/self/task")),
+        "children": children(),
+        "failures": sum(isinstance(o, Failure) for o in gc.get_objects()),
+        "deferreds": sum(isinstance(o, Deferred) for o in gc.get_objects()),
+    }
+
+
+def children() -> int:
+    path = f"/proc/self/task/{os.getpid()}/children"
+    return len(Path(path).read_text().split())
+
+
+def memory() -> float:
+    """Resident megabytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@inlineCallbacks  # type: ignore[arg-type]
+def main(calls: int, seed: int) -> Generator[Any, Any, None]:
+    # Idle ones go after ten seconds: here, soon.
+    for module in green_carrier, native, thread_carrier:
+        module.IDLE_SECONDS = 0.1  # type: ignore[attr-defined]
+    logged: list[str] = []
+    log.addObserver(
+        lambda event: logged.append(log.textFromEventDict(event) or "") if event["isError"] else 0
+    )
+    server = gevent.subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("hostile.py"))],
+        stdin=gevent.subprocess.PIPE,
+        stdout=gevent.subprocess.PIPE,
+    )
+    port = int((yield greendefer.defer_to_greenlet(server.stdout.readline)))
+
+    @inlineCallbacks  # type: ignore[arg-type]
+    def run(n: int) -> Generator[Any, Any, Chaos]:
+        chaos = Chaos(n, seed, port)
+        yield chaos.run()
+        # Those that linger, or ended out of turn, are to end now.
+        yield Deferred.fromCoroutine(all_closed(chaos.pools))
+        chaos.ticker.cancel()
+        return chaos
+
+    async def all_closed(pools: list[Any]) -> None:
+        for pool in pools:
+            await pool.close(grace=30)
+
+    # What is made once and kept (threads of the resolver, caches) is made by then.
+    yield run(min(calls, 2000))
+    before = yield settled(None)
+    rss = memory()
+    began = time.monotonic()
+    chaos = yield run(calls)
+    seconds = time.monotonic() - began
+    wrong = chaos.accounts()
+    stats = [vars(pool.stats()) for pool in chaos.pools]
+    report = {
+        "calls": calls,
+        "patched": "patched" in sys.argv,
+        "seconds": round(seconds),
+        "outcomes": chaos.outcomes,
+        "treated": chaos.treated,
+        "children": chaos.children,
+        "stats": stats,
+        "worst lateness (ms)": round(1000 * chaos.late),
+        "of that, ours (ms)": round(1000 * chaos.late_by_us),
+    }
+    if (chaos.fired, chaos.twice) != (calls, 0):
+        wrong.append(f"fired {chaos.fired} of {calls}, {chaos.twice} twice")
+    if chaos.unexpected:
+        wrong.append(f"unexpected: {chaos.unexpected}; {chaos.errors[:3]}")
+    del chaos
+    after = yield settled(before)
+    report |= {
+        "before": before,
+        "after": after,
+        "memory before (MB)": round(rss, 1),
+        "memory after (MB)": round(memory(), 1),
+        "wrong": wrong,
+    }
+    wrong += [f"{name}: {before[name]}, then {n}" for name, n in after.items() if n > before[name]]
+    if logged:
+        wrong.append(f"{len(logged)} logged errors: {logged[:3]}")
+    print(json.dumps(report, indent=1))
+    server.stdin.close()
+    yield greendefer.defer_to_greenlet(server.wait)
+    reactor.stop()
+
+
+@inlineCallbacks  # type: ignore[arg-type]
+def settled(like: dict[str, int] | None) -> Generator[Any, Any, dict[str, int]]:
+    """What is held when it has stopped to get less; or is no more than `like`."""
+    until = time.monotonic() + 30
+    same = 0
+    now = held()
+    while time.monotonic() < until and same < 5:
+        yield deferLater(reactor, 0.3)
+        last, now = now, held()
+        if like is None:
+            same = same + 1 if now == last else 0
+        elif all(now[name] <= like[name] for name in now):
+            break
+    return now
+
+
+if __name__ == "__main__":
+    numbers = [int(arg) for arg in sys.argv[1:] if arg.isdigit()]
+    reactor.callWhenRunning(
+        lambda: main(numbers[0], numbers[1] if numbers[1:] else 1).addErrback(
+            lambda failure: (failure.printTraceback(), reactor.stop())
+        )
+    )
+    reactor.run()

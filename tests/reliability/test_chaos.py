@@ -1,0 +1,32 @@
+"""Chaos in short: see ``chaos.py``, which has 1,000,000 calls in the long form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PATCHED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts what is left in /proc")
+def test_every_call_is_accounted_for_and_nothing_is_left() -> None:
+    chaos = Path(__file__).with_name("chaos.py")
+    done = subprocess.run(
+        [sys.executable, str(chaos), "3000", *(["patched"] if PATCHED else [])],
+        capture_output=True,
+        text=True,
+        timeout=58,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    report = json.loads(done.stdout)
+    assert report["wrong"] == []
+    assert sum(report["outcomes"].values()) == 3000
+    assert report["of that, ours (ms)"] < 250
+    assert report["memory after (MB)"] - report["memory before (MB)"] < 5
+    for how in "answer", "delay", "reset", "half", "stall":
+        assert report["treated"][how] > 0

@@ -1,0 +1,383 @@
+"""How programs end with calls in flight: nothing hangs, and every Deferred has fired by then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATCHED
+
+from . import ends
+
+TAC = """
+{patch}
+import os, signal, gevent
+import greendefer
+from greendefer.shutdown import set_shutdown_grace
+from twisted.application import service
+from twisted.internet import reactor
+
+set_shutdown_grace(running=0.1, ending=20)
+pool = greendefer.GreenPool(500)
+fired = []
+begun = []
+ended = []
+
+def block():
+    begun.append(1)
+    if len(begun) == 500:
+        os.kill(os.getpid(), signal.{signal})
+    try:
+        gevent.sleep(3600)
+    finally:
+        gevent.sleep(0.01)
+        ended.append(1)
+
+class Calls(service.Service):
+    def startService(self):
+        for _ in range(1000):
+            pool.submit(block).addErrback(lambda f: fired.append(f.type))
+    def stopService(self):
+        # A service may call while it stops, for longer than the grace of those before.
+        return greendefer.defer_to_greenlet(gevent.sleep, 0.3).addBoth(fired.append)
+
+def report():
+    print("fired", fired.count(greendefer.PoolClosed), fired.count(None), "ended", len(ended))
+
+application = service.Application("calls")
+Calls().setServiceParent(application)
+reactor.addSystemEventTrigger("after", "shutdown", report)
+"""
+
+
+def run_ends(kind: str, carrier: str, how: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, ends.__file__, kind, carrier, how, *(["patched"] if PATCHED else [])],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.parametrize("how", ends.HOW)
+@pytest.mark.parametrize("carrier", ends.CARRIERS)
+@pytest.mark.parametrize("kind", ends.REACTORS)
+def test_a_thousand_calls_in_flight(kind: str, carrier: str, how: str) -> None:
+    """Queued ones fail, running ones are killed after the grace, ``finally`` blocks run to their
+    end, waiting for both sides; all Deferreds fire while the reactor is there; and it exits."""
+    if kind == "stock-poll" and not PATCHED and carrier in ("greenlets", "workers"):
+        pytest.skip("those are native threads there")
+    if kind == "stock-poll" and PATCHED and carrier == "processes":
+        pytest.skip("the executor's own threads are greenlets of a thread that never runs them")
+    report = run_ends(kind, carrier, how)
+    assert report["outcomes"] == {"PoolClosed": ends.CALLS}
+    assert report["fired_late"] == 0
+    if carrier in ("greenlets", "workers"):
+        assert report["begun"] == report["ended"] > 0
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+def test_under_twistd(how: str, tmp_path: Path) -> None:
+    """It exits with the signal that stopped it, and services may make calls as they stop."""
+    patch = "from gevent import monkey; monkey.patch_all()" if PATCHED else ""
+    (tmp_path / "calls.tac").write_text(TAC.format(patch=patch, signal=how))
+    twistd = [str(Path(sys.executable).with_name("twistd")), "--reactor=gevent"]
+    if PATCHED:
+        twistd = [sys.executable, "-m", "gevent.monkey", *twistd]
+    done = subprocess.run(
+        [*twistd, "--nodaemon", "--python=calls.tac", "--logfile=log"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    log = (tmp_path / "log").read_text()
+    assert "fired 1000 1 ended 500" in log, log + done.stderr
+    assert done.returncode == -getattr(signal, how)
+    assert "Traceback" not in log
+
+
+WSGI = """
+import os
+import gevent
+import greendefer
+from greendefer.shutdown import set_shutdown_grace
+
+set_shutdown_grace(running=0.1, ending=20)
+pool = greendefer.GreenPool(500)
+counts = {"fired": 0, "begun": 0, "ended": 0}
+
+def block():
+    counts["begun"] += 1
+    try:
+        gevent.sleep(3600)
+    finally:
+        gevent.sleep(0.01)
+        counts["ended"] += 1
+
+def fired(failure):
+    failure.trap(greendefer.PoolClosed)
+    counts["fired"] += 1
+
+def report():
+    with open("report", "w") as f:
+        print(counts, file=f)
+
+@greendefer.blocking_from_greenlet
+def begin():
+    for _ in range(1000):
+        pool.submit(block).addErrback(fired)
+
+def app(environ, start_response):
+    reactor = greendefer.start_reactor()
+    reactor.addSystemEventTrigger("after", "shutdown", report)
+    begin()
+    while counts["begun"] < 500:
+        gevent.sleep(0)
+    start_response("200 OK", [])
+    return [b"begun"]
+"""
+
+
+def test_in_a_gunicorn_worker(tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn")
+    (tmp_path / "app.py").write_text(WSGI)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket",
+                "--bind", f"fd://{listening.fileno()}", "app:app",
+            ],
+            pass_fds=[listening.fileno()],
+            cwd=tmp_path,
+            env=dict(os.environ),
+        )  # fmt: skip
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as reply:
+                assert reply.read().endswith(b"begun")
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "report").read_text() == "{'fired': 1000, 'begun': 500, 'ended': 500}\n"
+
+
+IN_FLIGHT = """
+    import sys, gevent, greendefer
+    from greendefer.shutdown import set_shutdown_grace
+    set_shutdown_grace(running=0.1, ending=20)
+    counts = dict.fromkeys(("begun", "fired", "ended"), 0)
+    pool = greendefer.GreenPool(500)
+    def block():
+        counts["begun"] += 1
+        try:
+            gevent.sleep(3600)
+        finally:
+            gevent.sleep(0.01)
+            counts["ended"] += 1
+    def fired(failure):
+        counts["fired"] += failure.check(greendefer.PoolClosed) is not None
+    def begin():
+        for _ in range(1000):
+            pool.submit(block).addErrback(fired)
+        while counts["begun"] < 500:
+            gevent.sleep(0)
+    """
+
+
+class TestWithoutStop:
+    """The interpreter exits while the reactor runs in a greenlet."""
+
+    @pytest.mark.parametrize(
+        ("end", "code"), [("pass", 0), ("sys.exit(3)", 3), ("raise KeyError", 1)]
+    )
+    def test_start_reactor(self, end: str, code: int, run_program: Any) -> None:
+        """It stops the reactor itself: with the grace."""
+        done = run_program(
+            textwrap.dedent(IN_FLIGHT)
+            + textwrap.dedent(
+                f"""
+                reactor = greendefer.start_reactor()
+                reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+                begin()
+                {end}
+                """
+            ),
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
+        assert "KeyError" in done.stderr if code == 1 else not done.stderr
+
+    @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3)])
+    def test_a_greenlet_of_ones_own(self, end: str, code: int, run_program: Any) -> None:
+        """Python drops all greenlets as it always does. It neither hangs nor complains."""
+        done = run_program(
+            textwrap.dedent(IN_FLIGHT)
+            + textwrap.dedent(
+                f"""
+                greendefer.install()
+                from twisted.internet import reactor
+                threads = greendefer.NativeThreadPool(2)
+                gevent.spawn(reactor.run, installSignalHandlers=False)
+                gevent.sleep(0)
+                assert greendefer.wait_for_deferred(threads.submit(len, "four")) == 4
+                threads.submit(__import__("gevent.monkey").monkey.get_original("time", "sleep"), 99)
+                begin()
+                {end}
+                """
+            ),
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_the_grace_is_given(run_program: Any) -> None:
+    """Calls that end in it have their results; the reactor waits for no longer than they need."""
+    run_program(
+        """
+        import gevent, greendefer
+        from greendefer.shutdown import set_shutdown_grace
+        set_shutdown_grace(running=3600)
+        greendefer.install()
+        from twisted.internet import reactor
+        results = []
+        def call():
+            gevent.sleep(0.05)
+            return "in time"
+        def main():
+            greendefer.defer_to_greenlet(call).addBoth(results.append)
+            reactor.stop()
+        reactor.callWhenRunning(main)
+        reactor.run()
+        assert results == ["in time"], results
+        """
+    )
+
+
+def test_who_will_not_end_is_left(run_program: Any) -> None:
+    """A call that swallows its kill, and a ``finally`` block that waits for ever."""
+    done = run_program(
+        """
+        import gevent, greendefer
+        from greendefer.shutdown import set_shutdown_grace
+        set_shutdown_grace(running=0.01, ending=0.05)
+        greendefer.install()
+        from twisted.internet import reactor
+        results = []
+        def swallow():
+            while True:
+                try:
+                    gevent.sleep(3600)
+                except BaseException:
+                    pass
+        def wait_on():
+            try:
+                gevent.sleep(3600)
+            finally:
+                gevent.sleep(3600)
+        def main():
+            for f in swallow, wait_on:
+                greendefer.defer_to_greenlet(f).addErrback(lambda f: results.append(f.type))
+            gevent.spawn(reactor.stop)
+        reactor.callWhenRunning(main)
+        reactor.run()
+        assert results == [greendefer.PoolClosed] * 2, results
+        print(greendefer.pool.default_pool.stats().lingering)
+        """
+    )
+    assert done.stdout == "2\n"
+
+
+def test_calls_made_while_services_stop(run_program: Any) -> None:
+    """They go on for as long as the shutdown is held back, and their ``finally`` blocks run."""
+    run_program(
+        """
+        import gevent, greendefer
+        from greendefer.shutdown import set_shutdown_grace
+        set_shutdown_grace(running=0.01, ending=20)
+        greendefer.install()
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+        events = []
+        def other():
+            try:
+                gevent.sleep(3600)
+            finally:
+                gevent.sleep(0.01)
+                events.append("cleaned up")
+        def save():
+            gevent.sleep(0.2)
+            return "saved"
+        def stop_service():
+            greendefer.defer_to_greenlet(other).addErrback(lambda f: events.append(f.type))
+            return greendefer.defer_to_greenlet(save).addBoth(events.append)
+        reactor.addSystemEventTrigger("before", "shutdown", stop_service)
+        reactor.callWhenRunning(reactor.stop)
+        reactor.run()
+        assert events == ["saved", greendefer.PoolClosed, "cleaned up"], events
+        """
+    )
+
+
+def test_green_threads_of_twisteds_pool(run_program: Any) -> None:
+    """``deferToThread`` on green threads: their results, too, get out before the reactor ends."""
+    run_program(
+        """
+        import gevent, greendefer
+        from greendefer.shutdown import set_shutdown_grace
+        set_shutdown_grace(running=0.05, ending=20)
+        greendefer.install(threads="green")
+        from twisted.internet import reactor
+        from twisted.internet.threads import deferToThread
+        reactor.suggestThreadPoolSize(500)
+        fired, ended = [], []
+        def block():
+            try:
+                gevent.sleep(3600)
+            finally:
+                gevent.sleep(0.01)
+                ended.append(1)
+        def main():
+            for _ in range(1000):
+                deferToThread(block).addBoth(
+                    lambda result: fired.append((result.type, reactor.running)))
+            deferToThread(lambda: gevent.sleep(0.01) or "in time").addBoth(
+                lambda result: fired.append((result, reactor.running)))
+            reactor.callLater(0.1, reactor.stop)
+        reactor.callWhenRunning(main)
+        reactor.run()
+        assert len(fired) == 1001 and all(running for _, running in fired), fired[-1]
+        assert len(ended) == 500, len(ended)
+        """
+    )
+
+
+class TestTheSetting:
+    @pytest.mark.parametrize("name", ["running", "ending"])
+    @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 10**400, "1", None, True])
+    def test_refuses(self, name: str, value: Any) -> None:
+        from greendefer.shutdown import longest_shutdown, set_shutdown_grace
+
+        before = longest_shutdown()
+        with pytest.raises((TypeError, ValueError), match=rf"set_shutdown_grace\({name}=.*not "):
+            set_shutdown_grace(**{name: value})
+        assert longest_shutdown() == before

@@ -1,0 +1,34 @@
+"""Neither side starves the other: see ``fairness.py`` for the loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PATCHED
+
+BOUND = 250
+"""Milliseconds, of our own making: what docs/reliability.md promises."""
+
+
+@pytest.mark.parametrize("kind", ["native", "asyncio"])
+@pytest.mark.parametrize(
+    "load", ["ready_at_once", "giving_way", "timeouts", "later_calls", "storm"]
+)
+def test_both_sides_are_in_time(kind: str, load: str) -> None:
+    program = Path(__file__).with_name("fairness.py")
+    done = subprocess.run(
+        [sys.executable, str(program), kind, load, *(["patched"] if PATCHED else [])],
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert min(report["ticks"]) > 5, report
+    assert report["reactor"] < BOUND, report
+    assert report["greenlet"] < BOUND, report

@@ -1,0 +1,444 @@
+"""The pool against a simple model of it, step by step, on the real reactor (hypothesis)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gevent
+import pytest
+from gevent.queue import Queue
+from greenlet import GreenletExit
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+hypothesis = pytest.importorskip("hypothesis")
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts
+from greendefer.bridge import wait_for_deferred
+
+reactor: Any = _reactor
+LONG = os.environ.get("GREENDEFER_RELIABILITY") == "long"
+SECONDS = 5.0
+
+
+class Boom(Exception):
+    """What a call raises when it is told to."""
+
+
+class Modelled:
+    """One call: what the model says of it, and what has been seen of it.
+
+    :ivar state: queued, running, lingering, inner (it has returned a Deferred), or done.
+    :ivar outcome: which statistic it counts for, if it does already.
+    :ivar expected: what its Deferred is to fire with: a value, or the type of an error.
+    """
+
+    def __init__(self, number: int, swallows: bool, abandons: bool, timed: bool) -> None:
+        self.number = number
+        self.swallows = swallows
+        self.abandons = abandons
+        self.timed = timed
+        self.state = "new"
+        self.outcome: str | None = None
+        self.told = False  # to end
+        self.expected: list[Any] = []
+        self.inner: Deferred[Any] | None = None
+        # What is seen of it.
+        self.inbox: Any = Queue()
+        self.d: Any = None
+        self.fired: list[Any] = []
+        self.fired_in: list[Any] = []
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Each rule does something to the pool, and says what that does to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Modelled] = []
+        self.begun: list[int] = []
+        self.size = 1
+        self.most = 1  # how many may hold a slot now: more than size after a resize
+        self.closed = False
+        self.closings: list[tuple[str, list[Any]]] = []
+        self.max_queued: int | None = None
+        self.broken: list[str] = []
+
+    @initialize(size=st.integers(1, 4), max_queued=st.none() | st.integers(0, 3))
+    def make(self, size: int, max_queued: int | None) -> None:
+        self.size = self.most = size
+        self.max_queued = max_queued
+        self.pool = GreenPool(size, max_queued=max_queued)
+
+    # The model.
+
+    def having(self, *states: str) -> list[Modelled]:
+        return [call for call in self.calls if call.state in states]
+
+    def admitted(self, call: Modelled) -> None:
+        call.number = len(self.calls)
+        self.calls.append(call)
+        if self.closed:
+            self.over(call, "rejected", PoolClosed)
+        elif len(self.having("running", "lingering")) < self.size and not self.having("queued"):
+            call.state = "running"
+        elif self.max_queued is None or len(self.having("queued")) < self.max_queued:
+            call.state = "queued"
+        else:
+            self.over(call, "rejected", PoolFull)
+
+    def over(self, call: Modelled, outcome: str, expected: Any, state: str = "done") -> None:
+        call.outcome = outcome
+        call.state = state
+        call.expected.append(expected)
+
+    def refill(self) -> None:
+        held = len(self.having("running", "lingering"))
+        self.most = max(self.size, min(self.most, held))
+        for call in self.having("queued")[: max(0, self.size - held)]:
+            call.state = "running"
+        for i, (state, fired) in enumerate(self.closings):
+            if state == "open" and not self.having("running", "lingering"):
+                self.closings[i] = ("fires", fired)
+
+    def killed(self, call: Modelled, outcome: str, expected: Any) -> None:
+        """It fires now, and ends, unless it does not listen."""
+        call.told = True
+        self.over(call, outcome, expected, "lingering" if call.swallows else "done")
+        call.swallows = False
+
+    def given_up(self, call: Modelled, outcome: str, expected: Any, kills: bool) -> None:
+        if call.state == "running" and kills:
+            self.killed(call, outcome, expected)
+        else:
+            self.over(call, outcome, expected, "lingering" if call.state == "running" else "done")
+
+    # What the calls do.
+
+    def body(self, call: Modelled) -> Any:
+        self.begun.append(call.number)
+        self.look()
+        while True:
+            try:
+                what, value = call.inbox.get()
+            except GreenletExit:
+                if self.is_deaf(call):
+                    continue
+                raise
+            if what == "return":
+                return value
+            if what == "raise":
+                raise value
+            value()
+
+    def is_deaf(self, call: Modelled) -> bool:
+        """Each call that swallows kills does so once."""
+        deaf = call.number in self.deaf
+        self.deaf.discard(call.number)
+        return deaf
+
+    @property
+    def deaf(self) -> set[int]:
+        found: set[int] = self.__dict__.setdefault("_deaf", set())
+        return found
+
+    def look(self) -> None:
+        """What must hold at every moment, also in the middle of things."""
+        s = self.pool.stats()
+        ended = s.completed + s.failed + s.cancelled + s.timed_out + s.rejected
+        if s.submitted != s.running + s.queued + ended:
+            self.broken.append(f"does not add up: {s}")
+        if s.running + s.lingering > self.most:
+            self.broken.append(f"more than {self.most} at once: {s}")
+        if self.max_queued is not None and s.queued > self.max_queued:
+            self.broken.append(f"more than {self.max_queued} queued: {s}")
+        if min(vars(s).values()) < 0:
+            self.broken.append(f"below 0: {s}")
+
+    def submit_now(self, call: Modelled) -> Any:
+        self.admitted(call)
+        if call.swallows:
+            self.deaf.add(call.number)
+        timeouts = Timeouts(total=3600) if call.timed else None
+        how = "abandon" if call.abandons else "kill"
+        call.d = d = self.pool._call(self.body, (call,), {}, timeouts, how)  # type: ignore[arg-type]
+
+        def fired(result: Any) -> None:
+            call.fired.append(result)
+            call.fired_in.append(gevent.getcurrent())
+            self.look()
+
+        d.addBoth(fired)
+        if call.fired and call.state != "done":
+            self.broken.append(f"call {call.number} fired at once: {call.fired}")
+        return d
+
+    def in_reactor(self, f: Any, *args: Any) -> Any:
+        d: Deferred[Any] = Deferred()
+        reactor.callFromThread(lambda: maybeDeferred(f, *args).chainDeferred(d))
+        return wait_for_deferred(d, SECONDS)
+
+    # The rules.
+
+    options = st.tuples(st.booleans(), st.booleans(), st.booleans())
+    which = st.integers(0, 99)
+
+    @rule(options=options, in_reactor=st.booleans(), count=st.integers(1, 4))
+    def submit(self, options: Any, in_reactor: bool, count: int) -> None:
+        for _ in range(count):
+            call = Modelled(0, *options)
+            if in_reactor:
+                self.in_reactor(lambda call=call: self.submit_now(call) and None)
+            else:
+                self.submit_now(call)
+
+    @rule(options=options)
+    def submit_and_cancel(self, options: Any) -> None:
+        """Before anything can have begun."""
+        call = Modelled(0, *options)
+
+        def both() -> None:
+            self.submit_now(call)
+            if not call.fired:
+                self.over(call, "cancelled", CancelledError)
+                self.refill()
+                call.d.cancel()
+
+        self.in_reactor(both)
+
+    @precondition(lambda self: self.having("running"))
+    @rule(which=which, options=options)
+    def submit_from_inside(self, which: int, options: Any) -> None:
+        call = self.pick(which, "running")
+        another = Modelled(0, *options)
+        done = gevent.event.Event()
+        call.inbox.put(("call", lambda: (self.submit_now(another), done.set())))
+        assert done.wait(SECONDS)
+
+    @precondition(lambda self: self.having("running"))
+    @rule(which=which, options=options)
+    def submit_from_a_callback(self, which: int, options: Any) -> None:
+        call = self.pick(which, "running")
+        another = Modelled(0, *options)
+
+        def submit(result: Any) -> None:
+            self.submit_now(another)
+
+        # Its slot is free by then, and taken by the first in the queue.
+        call.d.addBoth(submit)
+        self.over(call, "completed", "value")
+        self.refill()
+        call.inbox.put(("return", "value"))
+        self.until(lambda: another.d is not None)
+
+    def pick(self, which: int, *states: str) -> Modelled:
+        calls = self.having(*states)
+        return calls[which % len(calls)]
+
+    @precondition(lambda self: self.having("running", "lingering"))
+    @rule(which=which, how=st.sampled_from(["return", "raise", "SystemExit", "GreenletExit"]))
+    def end(self, which: int, how: str) -> None:
+        call = self.pick(which, "running", "lingering")
+        errors = {"raise": Boom(), "SystemExit": SystemExit(7), "GreenletExit": GreenletExit()}
+        if call.state == "lingering":
+            call.state = "done"
+        elif how == "return":
+            self.over(call, "completed", ("value", call.number))
+        else:
+            self.over(call, "failed", type(errors[how]))
+        self.refill()
+        if how == "return":
+            call.inbox.put(("return", ("value", call.number)))
+        else:
+            call.inbox.put(("raise", errors[how]))
+
+    @precondition(lambda self: self.having("running"))
+    @rule(which=which)
+    def return_a_deferred(self, which: int) -> None:
+        """Its slot is free then, and it goes on."""
+        call = self.pick(which, "running")
+        call.inner = Deferred()
+        call.state, call.outcome = "inner", "completed"
+        self.refill()
+        call.inbox.put(("return", call.inner))
+
+    @precondition(lambda self: self.having("inner"))
+    @rule(which=which, fails=st.booleans())
+    def fire_that_deferred(self, which: int, fails: bool) -> None:
+        call = self.pick(which, "inner")
+        assert call.inner is not None
+        if fails:
+            self.over(call, "failed", Boom)
+            self.in_reactor(call.inner.errback, Failure(Boom()))
+        else:
+            self.over(call, "completed", "later")
+            self.in_reactor(call.inner.callback, "later")
+
+    @precondition(lambda self: self.calls)
+    @rule(which=which, in_reactor=st.booleans())
+    def cancel(self, which: int, in_reactor: bool) -> None:
+        """Whichever: one that has fired does not care."""
+        call = self.calls[which % len(self.calls)]
+        if call.state in ("queued", "running", "inner"):
+            self.given_up(call, "cancelled", CancelledError, not call.abandons)
+            self.refill()
+        if in_reactor:
+            self.in_reactor(call.d.cancel)
+        else:
+            call.d.cancel()
+
+    @precondition(lambda self: any(c.timed for c in self.having("queued", "running", "inner")))
+    @rule(which=which)
+    def expire(self, which: int) -> None:
+        """Its deadline, in an hour, is now."""
+        calls = [call for call in self.having("queued", "running", "inner") if call.timed]
+        call = calls[which % len(calls)]
+        self.given_up(call, "timed_out", CallTimeout, True)
+        self.refill()
+        d = call.d
+        d._deadline.cancel()
+        d._deadline = d.pool.home.deadlines.at(d.pool.home.now(), d._expire)
+
+    @precondition(lambda self: self.having("running"))
+    @rule(which=which)
+    def kill_by_hand(self, which: int) -> None:
+        """Somebody throws GreenletExit into its greenlet: no business of the pool's."""
+        call = self.pick(which, "running")
+        if call.swallows:
+            call.swallows = False
+        else:
+            self.over(call, "failed", GreenletExit)
+            self.refill()
+        worker = call.d.carried_by
+        worker.parent.loop.run_callback(worker.throw, GreenletExit())
+
+    @rule(size=st.integers(1, 5))
+    def resize(self, size: int) -> None:
+        self.most = max(size, len(self.having("running", "lingering")))
+        self.size = size
+        self.refill()
+        self.pool.resize(size)
+
+    @rule(kills=st.booleans(), really=st.booleans())
+    def close(self, kills: bool, really: bool) -> None:
+        if not really:
+            return  # not so often
+        self.closed = True
+        for call in self.having("queued"):
+            self.over(call, "rejected", PoolClosed)
+        if kills:
+            lingering = self.having("lingering")
+            for call in self.having("running"):
+                self.killed(call, "cancelled", PoolClosed)
+            # Those that were abandoned are killed now; those that were killed, not again.
+            for call in lingering:
+                if not call.told:
+                    call.told = True
+                    if not call.swallows:
+                        call.state = "done"
+                    call.swallows = False
+        fired: list[Any] = []
+        self.closings.append(("fires" if kills else "open", fired))
+        self.refill()
+        self.pool.close(grace=0 if kills else None).addBoth(fired.append)
+
+    # What must hold after each.
+
+    def until(self, condition: Any) -> None:
+        with gevent.Timeout(SECONDS, AssertionError(f"never: {self.difference()}")):
+            while not condition():
+                self.round()
+
+    def round(self) -> None:
+        """The hub and the reactor have both had a turn."""
+        gevent.sleep(0)
+        self.in_reactor(int)
+
+    def difference(self) -> str | None:
+        """How what is seen differs from the model."""
+        running, lingering = len(self.having("running")), len(self.having("lingering"))
+        s = self.pool.stats()
+        if (s.running, s.lingering, s.queued) != (running, lingering, len(self.having("queued"))):
+            return f"{s}; the model: {[(c.number, c.state) for c in self.calls]}"
+        for outcome in "completed", "failed", "cancelled", "timed_out", "rejected":
+            modelled = sum(call.outcome == outcome for call in self.calls)
+            if getattr(s, outcome) != modelled:
+                return f"{outcome} {modelled}: {s}"
+        for call in self.calls:
+            if len(call.fired) != len(call.expected):
+                return f"call {call.number} fired {call.fired}, not {call.expected}"
+            if call.state in ("running", "inner") and call.number not in self.begun:
+                return f"call {call.number} has not begun"
+        for state, fired in self.closings:
+            if (state == "fires") != (len(fired) == 1):
+                return f"close() fired {fired}: {state}"
+        return None
+
+    @invariant()
+    def holds(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        with gevent.Timeout(SECONDS, False):
+            while self.difference() is not None:
+                self.round()
+        for _ in range(2):  # and nothing else happens
+            self.round()
+        assert self.difference() is None, self.difference()
+        self.look()
+        assert not self.broken, self.broken
+        assert self.begun == sorted(self.begun)
+        assert len(set(self.begun)) == len(self.begun)
+        for call in self.calls:
+            for got, expected, where in zip(call.fired, call.expected, call.fired_in, strict=True):
+                if isinstance(got, Failure):
+                    assert got.check(expected), (call.number, got)
+                else:
+                    assert got == expected, call.number
+                assert call.outcome in ("rejected", "cancelled") or where is self.reactors
+
+    @property
+    def reactors(self) -> Any:
+        return reactor.cooperative_wait.greenlet
+
+    def teardown(self) -> None:
+        """It ends; and nothing is left."""
+        if not hasattr(self, "pool"):
+            return
+        self.deaf.clear()
+        for call in self.having("inner"):
+            self.over(call, "cancelled", CancelledError)
+            call.d.cancel()
+        for call in self.having("queued", "running", "lingering"):
+            call.inbox.put(("return", "at last"))
+        self.until(lambda: not self.pool._active and not self.pool._queue)
+        closed: list[Any] = []
+        self.pool.close().addBoth(closed.append)
+        self.until(lambda: closed)
+        assert all(len(call.fired) == 1 for call in self.calls)
+
+
+def test_the_pool_is_as_its_model() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        PoolMachine,
+        settings=settings(
+            max_examples=3000 if LONG else 150,
+            stateful_step_count=50 if LONG else 30,
+            deadline=None,
+            derandomize=not LONG,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )

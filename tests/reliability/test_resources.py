@@ -1,0 +1,355 @@
+"""What the system refuses: the call that asked for it fails, clearly, and the others go on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import gevent
+import pytest
+from conftest import PATCHED
+
+from greendefer import GreenPool, NativeThreadPool, wait_for_deferred
+from greendefer.carriers import native
+
+LIMITED = """
+    import errno, os, resource, socket, gevent, gevent.socket, greendefer
+    greendefer.install({kind!r})
+    from twisted.internet import reactor, protocol
+    from twisted.internet.defer import ensureDeferred, gatherResults
+    from twisted.internet.endpoints import TCP4ClientEndpoint
+
+    class Echo(protocol.Protocol):
+        def dataReceived(self, data):
+            self.transport.write(data)
+
+    port = reactor.listenTCP(
+        0, protocol.Factory.forProtocol(Echo), interface="127.0.0.1").getHost().port
+    got = []
+
+    def echo(connection):
+        connection.sendall(b"x")
+        return connection.recv(1)
+
+    def one_more():
+        connection = gevent.socket.create_connection(("127.0.0.1", port))
+        kept.append(connection)
+        return echo(connection)
+
+    kept = []
+
+    async def error_of(d):
+        try:
+            return await d
+        except Exception as e:
+            return e
+
+    def end(result):
+        got.append(result)
+        reactor.stop()
+
+    def run(main):
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(end))
+        reactor.run()
+        assert got == ["done"], got[0].getTraceback()
+    """
+
+
+@pytest.fixture
+def run_limited(run_program: Any) -> Any:
+    import textwrap
+
+    def run(source: str, kind: str = "native") -> Any:
+        return run_program(textwrap.dedent(LIMITED.format(kind=kind)) + textwrap.dedent(source))
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["native", "poll", "asyncio"])
+def test_no_descriptors_left(kind: str, run_limited: Any) -> None:
+    """EMFILE is that call's; those that have their connection go on; and so do later ones."""
+    run_limited(
+        """
+        async def main():
+            assert await greendefer.defer_to_greenlet(one_more) == b"x"
+            before = kept[0]
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            used = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 6, hard))
+            hogs = []
+            try:
+                while True:
+                    hogs.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError as e:
+                assert e.errno == errno.EMFILE
+            errors = [await error_of(greendefer.defer_to_greenlet(one_more)) for _ in range(20)]
+            assert {getattr(e, "errno", e) for e in errors} == {errno.EMFILE}, errors
+            # Without descriptors: a call on an open connection, a thread, a timer, Twisted.
+            assert await greendefer.defer_to_greenlet(echo, before) == b"x"
+            assert await greendefer.defer_to_greenlet(gevent.sleep, 0.001) is None
+            assert await greendefer.NativeThreadPool(1).submit(len, "four") == 4
+            for hog in hogs:
+                os.close(hog)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert await greendefer.defer_to_greenlet(one_more) == b"x"
+            return "done"
+        run(main)
+        """,
+        kind,
+    )
+
+
+@pytest.mark.parametrize("side", ["gevent", "twisted"])
+def test_no_memory_for_a_fork(side: str, run_limited: Any) -> None:
+    """ENOMEM is raised where the process was asked for, on whichever side."""
+    run_limited(
+        f"""
+        import gevent.subprocess
+        from gevent import monkey
+        side = {side!r}
+
+        def no_memory(*args, **kwargs):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        def child():
+            if side == "gevent":
+                return gevent.subprocess.call(["/bin/true"])
+            return spawn_by_twisted()
+
+        @greendefer.blocking_from_greenlet
+        def spawn_by_twisted():
+            from twisted.internet.utils import getProcessValue
+            return getProcessValue("/bin/true")
+
+        async def main():
+            assert await greendefer.defer_to_greenlet(child) == 0
+            import gevent.subprocess as subprocess
+            from twisted.internet import process  # its os is the native one
+            forks = [(subprocess, "fork"), (subprocess, "fork_and_watch"), (process.os, "fork"),
+                     (os, "posix_spawnp"), (process.os, "posix_spawnp")]
+            forks = [(where, name) for where, name in forks if hasattr(where, name)]
+            saved = [getattr(*each) for each in forks]
+            for where, name in forks:
+                setattr(where, name, no_memory)
+            e = await error_of(greendefer.defer_to_greenlet(child))
+            for (where, name), f in zip(forks, saved):
+                setattr(where, name, f)
+            assert isinstance(e, OSError) and e.errno == errno.ENOMEM, e
+            results = [greendefer.defer_to_greenlet(child) for _ in range(5)]
+            assert await gatherResults(results) == [0] * 5
+            return "done"
+        run(main)
+        """
+    )
+
+
+def test_a_full_disk_under_the_log(run_limited: Any) -> None:
+    """/dev/full: warnings and logged errors are lost; results are not."""
+    run_limited(
+        """
+        import sys
+        from twisted.logger import globalLogPublisher, textFileLogObserver, globalLogBeginner
+        globalLogBeginner.beginLoggingTo(
+            [textFileLogObserver(open("/dev/full", "w", buffering=1))], redirectStandardIO=False)
+
+        def swallow():
+            try:
+                gevent.sleep(3600)
+            except BaseException:
+                pass
+            gevent.sleep(0.01)
+            return "late"
+
+        async def main():
+            pool = greendefer.GreenPool(3)
+            d = pool.submit(swallow)
+            await pool.submit(gevent.sleep, 0.001)
+            d.addErrback(lambda f: None)
+            d.cancel()  # is warned of, into the log
+            assert await pool.submit(len, "four") == 4
+            e = await error_of(pool.submit(lambda: 1 / 0))
+            assert isinstance(e, ZeroDivisionError)
+            pool.submit(lambda: 1 / 0)  # "Unhandled error in Deferred", into the log
+            await pool.close()
+            import gc
+            gc.collect()
+            stats = pool.stats()
+            assert (stats.completed, stats.failed, stats.cancelled) == (2, 2, 1), stats
+            return "done"
+        run(main)
+        """
+    )
+
+
+class TestThreadsThatCannotStart:
+    @pytest.fixture
+    def no_threads(self, monkeypatch: Any) -> None:
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        if PATCHED:
+            monkeypatch.setattr(native, "_start", refuse)
+        else:
+            monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    def test_a_call(
+        self, in_reactor: Any, result: Any, stats: Any, no_threads: None, monkeypatch: Any
+    ) -> None:
+        pool = NativeThreadPool(2)
+        calls = [result(in_reactor(lambda: [pool.submit(len, "four")])[0]) for _ in range(5)]
+        for call in calls:
+            error = call.get().value
+            assert "no thread could be started" in str(error)
+            assert "can't start new thread" in str(error.__cause__)
+        assert stats(pool).failed == 5
+        assert wait_for_deferred(GreenPool(1).submit(len, "four")) == 4
+        monkeypatch.undo()
+        assert wait_for_deferred(pool.submit(len, "four")) == 4
+
+    def test_a_worker(self, in_reactor: Any, no_threads: None) -> None:
+        async def work() -> None:
+            async with NativeThreadPool(1).worker() as w:
+                await w.submit(len, "four")
+
+        from twisted.internet.defer import Deferred
+
+        with pytest.raises(Exception, match="no thread could be started"):
+            in_reactor(lambda: Deferred.fromCoroutine(work()))
+
+    def test_those_of_a_reactor_that_is_not_green(self, run_program: Any) -> None:
+        """The timer's thread, the helper's, and those of calls."""
+        run_program(
+            """
+            import threading
+            from gevent import monkey
+            from twisted.internet import selectreactor
+            selectreactor.install()
+            import greendefer
+            from greendefer.carriers import native
+            from twisted.internet import reactor
+            from twisted.internet.defer import ensureDeferred
+
+            def refuse(*args, **kwargs):
+                raise RuntimeError("can't start new thread")
+
+            start, native_start = threading.Thread.start, native._start
+            async def main():
+                pool = greendefer.GreenPool(2)
+                threading.Thread.start, native._start = refuse, refuse
+                for timeout in None, 5:
+                    try:
+                        await greendefer.green_deferred(pool=pool, timeout=timeout)(len)("four")
+                    except greendefer.GreendeferError as e:
+                        assert "thread could" in str(e), e
+                    else:
+                        raise AssertionError("it ran")
+                threading.Thread.start, native._start = start, native_start
+                s = pool.stats()
+                assert s.running == s.lingering == s.queued == 0, s
+                got = await greendefer.green_deferred(pool=pool, timeout=5)(len)("four")
+                assert got == 4
+                return "done"
+            got = []
+            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+                lambda r: (got.append(r), reactor.stop())))
+            reactor.run()
+            assert got == ["done"], got[0].getTraceback()
+            """
+        )
+
+
+def test_a_hub_that_is_destroyed(run_program: Any) -> None:
+    """By somebody, under us: what waited on it is lost, and says so; the next has a new hub."""
+    run_program(
+        """
+        import gevent, greendefer
+        greendefer.install()
+        from twisted.internet import reactor
+        pool = greendefer.GreenPool(2)
+        got = []
+        def begin():
+            pool.submit(len, "four").addBoth(got.append).addBoth(lambda _: reactor.crash())
+        reactor.callWhenRunning(begin)
+        reactor.run()
+        assert got == [4]
+        gevent.get_hub().destroy(destroy_loop=True)
+        del got[:]
+        reactor.callWhenRunning(begin)
+        reactor.run()
+        assert got == [4], got
+        reactor.callWhenRunning(lambda: pool.submit(gevent.sleep, 3600).addBoth(got.append))
+        reactor.callLater(0.05, reactor.stop)
+        reactor.run()
+        assert got[1].type is greendefer.PoolClosed, got
+        """
+    )
+
+
+def test_a_hub_that_is_destroyed_in_a_thread(in_reactor: Any) -> None:
+    """A native thread's hub goes while something waits for it."""
+
+    def use_and_destroy() -> str:
+        gevent.sleep(0.001)
+        gevent.get_hub().destroy(destroy_loop=True)
+        gevent.sleep(0.001)
+        return "done"
+
+    pool = NativeThreadPool(1)
+    assert wait_for_deferred(pool.submit(use_and_destroy), 20) == "done"
+    assert wait_for_deferred(pool.submit(use_and_destroy), 20) == "done"
+
+
+@pytest.mark.parametrize("by", [-86400.0, 86400.0])
+def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
+    """On every carrier, and for what waits: nothing is early, nothing is late."""
+    run_program(
+        f"""
+        import time
+        real = time.time
+        time.time = lambda: real() + jump
+        jump = 0.0
+        import gevent, greendefer
+        greendefer.install()
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred, ensureDeferred
+        greens, threads = greendefer.GreenPool(5), greendefer.NativeThreadPool(2)
+
+        def wait():
+            greendefer.wait_for_deferred(Deferred(), 0.05)
+
+        async def main():
+            global jump
+            long = greendefer.green_deferred(pool=greens, timeout=3600)(gevent.sleep)(0.2)
+            short = greendefer.green_deferred(pool=greens, timeout=0.05)(gevent.sleep)(3600)
+            waits = greens.submit(wait)
+            event = __import__("gevent.monkey").monkey.get_original("threading", "Event")()
+            native = greendefer.green_deferred(pool=threads, timeout=0.05)(event.wait)(30)
+            grace = greendefer.GreenPool(1)
+            grace.submit(gevent.sleep, 3600).addErrback(lambda f: None)
+            jump = {by}
+            for d in short, waits, native:
+                try:
+                    await d
+                except greendefer.CallTimeout:
+                    pass
+                else:
+                    raise AssertionError("not in time")
+            event.set()
+            assert await long is None
+            await grace.close(grace=0.01)
+            return "done"
+        got = []
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+            lambda r: (got.append(r), reactor.stop())))
+        reactor.run()
+        assert got == ["done"], got[0].getTraceback()
+        """
+    )
+
+
+def test_our_clock_is_monotonic() -> None:
+    from greendefer import bridge, crossing, deadlines, holdups, home, iterators
+
+    for module in bridge, crossing, deadlines, home, holdups, iterators:
+        assert module.monotonic is time.monotonic  # type: ignore[attr-defined]
