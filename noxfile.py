@@ -25,7 +25,7 @@ def tests(session: nox.Session) -> None:
 def sdks(session: nox.Session) -> None:
     """The examples with real SDKs on real servers, and the guide."""
     install(session, "sdks")
-    tests = ("tests/test_examples.py", "tests/test_guide.py")
+    tests = ("tests/test_examples.py", "tests/test_docs.py")
     env = {"GREENDEFER_TEST_SDKS": "1"}
     session.run("python", "-m", "pytest", *tests, *session.posargs, env=env)
 

@@ -1,0 +1,62 @@
+"""How the documentation is built: ``nox -s docs``."""
+
+from __future__ import annotations
+
+import os
+
+import greendefer
+
+project = "greendefer"
+author = "The greendefer developers"
+copyright = "the greendefer developers"
+version = release = greendefer.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+# What the overloads of a decorator say to a type checker is nothing to read.
+autodoc_typehints = "none"
+
+# Every reference must lead somewhere, but for other projects' names: a build needs no network.
+# Where there is one their documentation is linked.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(twisted|gevent|greenlet|zope|django|concurrent)\..*"),
+    (r"py:.*", r"CancelledError|GreenSelector|ImproperlyConfigured"),
+    # Python's own.
+    (r"py:.*", r"[A-Z]\w*(Error|Exception)|OSError"),
+]
+if os.environ.get("READTHEDOCS"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "twisted": ("https://docs.twisted.org/en/stable/api", None),
+        "gevent": ("https://www.gevent.org", None),
+    }
+
+html_theme = "furo"
+html_title = "greendefer"
+html_static_path = ["_static"]
+html_css_files = ["greendefer.css"]
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#1a7f37",
+        "color-brand-content": "#116329",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#4ac26b",
+        "color-brand-content": "#6fdd8b",
+    },
+    "source_repository": "https://github.com/greendefer/greendefer/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
