@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
+from functools import reduce
+from pathlib import Path
+from typing import Any
 
 import greendefer
+
+REPOSITORY = "https://github.com/greendefer/greendefer"
+SOURCE = Path(greendefer.__file__).parent
 
 project = "greendefer"
 author = "The greendefer developers"
@@ -14,7 +22,7 @@ version = release = greendefer.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
+    "sphinx.ext.linkcode",
 ]
 exclude_patterns = ["_build"]
 
@@ -56,7 +64,20 @@ html_theme_options = {
         "color-brand-primary": "#4ac26b",
         "color-brand-content": "#6fdd8b",
     },
-    "source_repository": "https://github.com/greendefer/greendefer/",
+    "source_repository": f"{REPOSITORY}/",
     "source_branch": "main",
     "source_directory": "docs/",
 }
+
+
+def linkcode_resolve(domain: str, info: dict[str, Any]) -> str | None:
+    """Where the source of a name is."""
+    try:
+        obj = reduce(getattr, info["fullname"].split("."), importlib.import_module(info["module"]))
+        path = Path(inspect.getsourcefile(inspect.unwrap(obj)) or "").relative_to(SOURCE)
+        lines, first = inspect.getsourcelines(inspect.unwrap(obj))
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None  # it is data, or somebody else's
+    version = "main" if ".dev" in release else f"v{release}"
+    file = f"{REPOSITORY}/blob/{version}/src/greendefer/{path.as_posix()}"
+    return f"{file}#L{first}-L{first + len(lines) - 1}"

@@ -1,8 +1,8 @@
 """A service that finishes what it has begun when it is told to end, as under Kubernetes.
 
-    pip install greendefer
-    python examples/graceful.py [PORT]
-    kill -TERM ...              (in another terminal)
+pip install greendefer
+python examples/graceful.py [PORT]
+kill -TERM ...              (in another terminal)
 """
 
 from gevent import monkey
@@ -17,7 +17,8 @@ import sys
 import time
 
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.protocols.policies import WrappingFactory
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
@@ -42,7 +43,6 @@ class Work(Resource):
         d.addCallback(request.write)
         d.addErrback(lambda failure: request.setResponseCode(503))
         d.addCallback(lambda _: request.finish())
-        request.setHeader(b"Connection", b"close")
         return NOT_DONE_YET
 
 
@@ -66,22 +66,47 @@ class Ready(Resource):
         return b""
 
 
+class Connections(WrappingFactory):
+    """Knows which connections are open, and closes them when what was written has been sent."""
+
+    closed = None
+
+    def close(self):
+        self.closed = Deferred()
+        for connection in list(self.protocols):
+            connection.loseConnection()
+        self.tell_if_closed()
+        return self.closed
+
+    def unregisterProtocol(self, connection):
+        super().unregisterProtocol(connection)
+        self.tell_if_closed()
+
+    def tell_if_closed(self):
+        if self.closed and not self.closed.called and not self.protocols:
+            self.closed.callback(None)
+
+
 def main():
     root = Resource()
     root.putChild(b"work", Work())
     root.putChild(b"stats", Stats())
     ready = Ready()
     root.putChild(b"ready", ready)
-    port = reactor.listenTCP(int((sys.argv[1:] or ["8000"])[0]), Site(root), interface="127.0.0.1")
+    connections = Connections(Site(root))
+    port = reactor.listenTCP(int((sys.argv[1:] or ["8000"])[0]), connections, interface="127.0.0.1")
 
-    def end():
+    async def end():
         print(f"ending; {pool.stats().running} at work", flush=True)
         ready.ends = True
-        closed = gatherResults([port.stopListening(), pool.close(grace=GRACE)])
-        return closed.addCallback(lambda _: print("all done", flush=True))
+        await port.stopListening()
+        await pool.close(grace=GRACE)
+        await connections.close()  # or the last answers are written, and never sent
+        print("all done", flush=True)
 
-    reactor.addSystemEventTrigger("before", "shutdown", end)
-    print(f"http://127.0.0.1:{port.getHost().port}/work", flush=True)
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: ensureDeferred(end()))
+    url = f"http://127.0.0.1:{port.getHost().port}/work"
+    reactor.callWhenRunning(print, url, flush=True)
     reactor.run()
 
 

@@ -79,10 +79,10 @@ def read(path: Path) -> Page:
         if language not in ("python", "sh", "text", "ini"):
             raise ValueError(f"{page.name}:{line}: a block in {language or 'no language'}")
         previous = page.blocks[-1] if page.blocks else None
-        if language == "text" and previous is not None and previous.language == "python":
-            # Nothing but a few words such as "It prints:" may be between the two.
-            if len(between.split()) <= 12 and "#" not in between:
-                previous.output = body
+        # Nothing but a few words such as "It prints:" may be between the two.
+        close = len(between.split()) <= 12 and "#" not in between
+        if language == "text" and close and previous is not None and previous.language == "python":
+            previous.output = body
         page.blocks.append(Block(language, body, line))
     return page
 
@@ -96,6 +96,12 @@ class Setting:
     needs: tuple[str, ...] = ()
 
 
+MAIN = """
+from twisted.internet.task import react
+react(main)
+"""
+
+
 def program(block: Block, setting: Setting) -> str:
     """A whole program that runs a fragment. One that says ``await`` outside of any function is the
     body of a coroutine, and ``react`` runs that."""
@@ -104,8 +110,7 @@ def program(block: Block, setting: Setting) -> str:
         compile(text, "fragment", "exec")
     except SyntaxError:
         body = textwrap.indent(f"{text}\n{setting.after}", "    ")
-        text = f"async def main(reactor):\n{body}\nfrom twisted.internet.task import react\nreact(main)"
-        return f"{setting.before}\n{text}\n"
+        return f"{setting.before}\nasync def main(reactor):\n{body}\n{MAIN}"
     return f"{setting.before}\n{text}\n{setting.after}\n"
 
 
@@ -115,10 +120,44 @@ monkey.patch_all()
 import greendefer
 greendefer.install()
 """
-MAIN = """
-from twisted.internet.task import react
-react(main)
-"""
-
 FRAGMENTS: dict[str, list[Setting]] = {}
 """For each page with fragments, what each of them in order needs."""
+FRAGMENTS["README.md"] = [
+    # A request to a stand-in: the tests need no network.
+    Setting(
+        before="import sys, types\n"
+        "sys.modules['requests'] = requests = types.ModuleType('requests')\n"
+        "requests.get = lambda url: types.SimpleNamespace(status_code=200)\n"
+    ),
+    Setting(
+        before=f"{GREEN}\nfrom twisted.internet import reactor\n",
+        after="async def main(reactor):\n    assert await handler() == '127.0.0.1'\n" + MAIN,
+    ),
+    # `s3` and `db` are objects with the methods of boto3's and SQLAlchemy's that are called here;
+    # the real ones are in examples/s3_boto3.py and examples/sqlalchemy_postgres.py.
+    Setting(
+        before=GREEN
+        + """
+import contextlib, types
+aws = database = greendefer.GreenPool(2)
+class Paginator:
+    def paginate(self, Bucket):
+        return iter([{"Contents": []}])
+class S3:
+    def put_object(self, **given): pass
+    def get_paginator(self, name): return Paginator()
+boto3 = types.SimpleNamespace(client=lambda name: S3())
+insert = "INSERT"
+class Connection:
+    def __init__(self): self.done = []
+    def execute(self, what): self.done.append(what)
+class Engine:
+    @contextlib.contextmanager
+    def begin(self):
+        yield Connection()
+engine = Engine()
+with open("access.log", "w") as f:
+    f.write("one\\ntwo\\n")
+""",
+    ),
+]

@@ -65,8 +65,7 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
 
 def imports_of(text: str) -> Iterator[str]:
     """The packages that a program imports."""
-    for name in re.findall(r"^\s*(?:import|from) (\w+)", text, re.M):
-        yield name
+    yield from re.findall(r"^\s*(?:import|from) (\w+)", text, re.M)
 
 
 def prepare(page: pages.Page, text: str, request: Any) -> dict[str, str]:
@@ -148,23 +147,25 @@ def test_commands(page: pages.Page, tmp_path: Path) -> None:
         assert re.search(r"PASSED|\d passed", said.stdout + said.stderr)
 
 
-def test_included_files_are_run_by_a_test() -> None:
+def is_run(path: Path) -> bool:
+    """Does any test run this example? A module of a larger one is run with it."""
     tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
-    included = {path for page in PAGES for path in page.included}
-    assert included
-    for path in included:
-        if path.suffix == ".py":
-            name = path.relative_to(pages.ROOT / "examples").as_posix()
-            assert path.exists()
-            assert name in tests, f"no test runs {name}"
+    name = path.relative_to(pages.ROOT / "examples").as_posix()
+    is_program = "react(" in path.read_text() or "__main__" in path.read_text()
+    return (name if is_program else f"{name.partition('/')[0]}/") in tests
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     for path in (pages.ROOT / "examples").rglob("*.py"):
-        program = "__main__" in path.read_text() or path.name == "first.py"
-        if program:
-            assert path.name in tests, path
+        assert is_run(path), path
+
+
+def test_included_files_are_examples() -> None:
+    included = {path for page in PAGES for path in page.included}
+    assert included
+    for path in included:
+        assert path.exists()
+        assert pages.ROOT / "examples" in path.parents
 
 
 def test_the_guide_has_types(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class TestGraceful:
             assert process.stdout is not None
             assert process.stdout.readline() == "ending; 1 at work\n"
             # It is not ready any more, until it does not even listen.
-            with pytest.raises(OSError, match="503|refused|reset"):
+            with pytest.raises(OSError, match=r"503|refused|reset"):
                 get(f"{url}/ready")
             assert answer() == b"done\n"
             assert process.stdout.readline() == "all done\n"
@@ -134,7 +134,7 @@ class TestGraceful:
 
 
 class TestTutorialService:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def server(self) -> Iterator[PostgreSQL]:
         needs("django")
         needs("psycopg_pool")
@@ -142,11 +142,8 @@ class TestTutorialService:
         yield server
         server.remove()
 
-    @pytest.fixture
-    def environment(self, server: PostgreSQL) -> dict[str, str]:
-        return {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGUSER": "postgres"}
-
-    def test_as_the_tutorial_goes(self, server: PostgreSQL, environment: dict[str, str]) -> None:
+    def test_as_the_tutorial_goes(self, server: PostgreSQL) -> None:
+        environment = {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "PGUSER": "postgres"}
         subprocess.run(
             [
                 *(sys.executable, "-m", "django"),

@@ -1,7 +1,7 @@
 """The tutorial's first program: a blocking function, and a reactor that goes on meanwhile.
 
-    pip install greendefer
-    python examples/tutorial/first.py
+pip install greendefer
+python examples/tutorial/first.py
 """
 
 from gevent import monkey

@@ -39,7 +39,10 @@ log = Logger()
 
 # [pool]
 database = greendefer.GreenPool(
-    20, max_queued=200, name="database", around=closing_connections
+    20,
+    max_queued=200,
+    name="database",
+    around=closing_connections,
 )
 # [/pool]
 
@@ -57,7 +60,7 @@ def list_notes():
     return [{"id": note.id, "text": note.text} for note in Note.objects.order_by("id")]
 
 
-limits = greendefer.Timeouts(queued=2, running=5)
+limits = greendefer.Timeouts(queued=10, running=5)
 
 
 @greendefer.green_deferred(pool=database, timeout=limits)
@@ -131,7 +134,8 @@ def main():
     root.putChild(b"slow", Slow())
     root.putChild(b"stats", Stats())
     port = reactor.listenTCP(int((sys.argv[1:] or ["8000"])[0]), Site(root), interface="127.0.0.1")
-    print(f"http://127.0.0.1:{port.getHost().port}/notes", flush=True)
+    url = f"http://127.0.0.1:{port.getHost().port}/notes"
+    reactor.callWhenRunning(print, url, flush=True)
     reactor.run()
 
 

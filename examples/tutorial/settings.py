@@ -7,7 +7,7 @@ DATABASES = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ.get("PGDATABASE", "postgres"),
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"pool": {"min_size": 2, "max_size": 20, "timeout": 10}},
+        "OPTIONS": {"pool": {"min_size": 2, "max_size": 20, "timeout": 3}},
     }
 }
 INSTALLED_APPS = ["greendefer.contrib.django", "notes"]
