@@ -52,6 +52,7 @@ if os.environ.get("READTHEDOCS"):
     }
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "greendefer"
 html_static_path = ["_static"]
 html_css_files = ["greendefer.css"]
