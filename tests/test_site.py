@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
+import re
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -75,6 +77,20 @@ def test_every_link_leads_somewhere(pages: dict[Path, Links]) -> None:
             if not there:
                 broken.append(f"{page.relative_to(SITE)}: {link}")
     assert not broken
+
+
+def test_signatures_that_the_reference_states() -> None:
+    """Where a function has overloads, the page says what they amount to."""
+    pages = (Path(__file__).parent.parent / "docs" / "reference").glob("*.md")
+    text = "".join(page.read_text() for page in pages)
+    stated = re.findall(r"autofunction:: (\w+)\((.*)\)", text)
+    assert stated
+    for name, parameters in stated:
+        real = inspect.signature(getattr(greendefer, name)).parameters
+        names = {each.partition("=")[0].strip(" *") for each in parameters.split(",")} - {"", "/"}
+        if name == "with_options":  # it takes `prefetch` among `others`
+            names = names - {"prefetch"} | {"others"}
+        assert names == set(real), name
 
 
 def test_the_figures_are_there(pages: dict[Path, Links]) -> None:
