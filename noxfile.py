@@ -1,6 +1,5 @@
 """Everything that checks greendefer: ``nox`` runs the tests, ``nox -s NAME`` one session."""
 
-import os
 import shutil
 import stat
 import tarfile
@@ -124,14 +123,18 @@ def package(session: nox.Session) -> None:
     shutil.rmtree(source / "src")
     with session.chdir(source):
         session.run(python, "-m", "pytest", "-q", *session.posargs, external=True)
-        read_only(place / "venv")
         tests = ("tests/test_installed.py",)
         env = {"GREENDEFER_TEST_READ_ONLY": "1"}
-        session.run(python, "-B", "-m", "pytest", "-q", *tests, env=env, external=True)
+        may_write(place / "venv", False)
+        try:
+            session.run(python, "-B", "-m", "pytest", "-q", *tests, env=env, external=True)
+        finally:
+            may_write(place / "venv", True)
 
 
-def read_only(folder: Path) -> None:
-    """Take everybody's right to write away, for all that is in there."""
+def may_write(folder: Path, allowed: bool) -> None:
+    """Take everybody's right to write away, for all that is in there; or give its owner's back."""
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
-            os.chmod(path, path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+            mode = path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+            path.chmod(mode | stat.S_IWUSR if allowed else mode)

@@ -13,34 +13,22 @@ import pytest
 
 import greendefer
 
-AS_NOBODY = {}
-if os.environ.get("GREENDEFER_TEST_READ_ONLY") and os.getuid() == 0:
-    # Root may write everywhere.
-    AS_NOBODY = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+# Root may write everywhere, unless that is taken away.
+AS_ANYBODY = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+PREFIX = AS_ANYBODY if os.environ.get("GREENDEFER_TEST_READ_ONLY") and os.getuid() == 0 else []
 
 
 def run(*command: str, cwd: Path) -> str:
     done = subprocess.run(
-        [sys.executable, *command],
+        [*PREFIX, sys.executable, *command],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=50,
         check=False,
-        env={**os.environ, "HOME": str(cwd)},
-        **AS_NOBODY,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """One that `nobody` may go to, and write into."""
-    if AS_NOBODY:
-        for parent in [tmp_path, *tmp_path.parents][:3]:
-            parent.chmod(0o777)
-    return tmp_path
 
 
 def test_the_version_is_in_one_place() -> None:
@@ -58,8 +46,8 @@ def test_it_needs_three_packages() -> None:
 
 
 @pytest.mark.parametrize("reactor", ["gevent", "gevent-asyncio"])
-def test_twisted_has_the_reactor_by_its_name(reactor: str, folder: Path) -> None:
-    (folder / "test_it.py").write_text(
+def test_twisted_has_the_reactor_by_its_name(reactor: str, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
         "from twisted.trial.unittest import TestCase\n"
         "from twisted.internet import reactor\n"
         "import greendefer\n"
@@ -68,13 +56,13 @@ def test_twisted_has_the_reactor_by_its_name(reactor: str, folder: Path) -> None
         "        print(type(reactor).__name__)\n"
         "        return greendefer.defer_to_greenlet(int, '7')\n"
     )
-    said = run("-B", "-m", "twisted.trial", f"--reactor={reactor}", "test_it", cwd=folder)
+    said = run("-B", "-m", "twisted.trial", f"--reactor={reactor}", "test_it", cwd=tmp_path)
     assert "PASSED (successes=1)" in said
     assert "Gevent" in said
 
 
-def test_the_reactors_are_listed(folder: Path) -> None:
-    listed = run("-B", "-m", "twisted.trial", "--help-reactors", cwd=folder)
+def test_the_reactors_are_listed(tmp_path: Path) -> None:
+    listed = run("-B", "-m", "twisted.trial", "--help-reactors", cwd=tmp_path)
     assert "gevent-asyncio" in listed
     assert "Traceback" not in listed
 
@@ -82,12 +70,12 @@ def test_the_reactors_are_listed(folder: Path) -> None:
 @pytest.mark.skipif(
     "GREENDEFER_TEST_READ_ONLY" not in os.environ, reason="nox -s package makes it read-only"
 )
-def test_nothing_was_written_into_a_read_only_installation(folder: Path) -> None:
+def test_nothing_was_written_into_a_read_only_installation(tmp_path: Path) -> None:
     plugins = Path(greendefer.__file__).parent.parent / "twisted" / "plugins"
     assert (plugins / "greendefer_reactors.py").exists()
     probe = f"open({str(plugins / 'probe')!r}, 'w')"
     with pytest.raises(AssertionError, match="PermissionError"):
-        run("-c", probe, cwd=folder)
+        run("-c", probe, cwd=tmp_path)
     before = sorted(plugins.iterdir())
-    run("-B", "-m", "twisted.trial", "--help-reactors", cwd=folder)
+    run("-B", "-m", "twisted.trial", "--help-reactors", cwd=tmp_path)
     assert sorted(plugins.iterdir()) == before
