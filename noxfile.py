@@ -1,5 +1,10 @@
 """Everything that checks greendefer: ``nox`` runs the tests, ``nox -s NAME`` one session."""
 
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests"]
@@ -25,17 +30,19 @@ def tests(session: nox.Session) -> None:
 def sdks(session: nox.Session) -> None:
     """The examples with real SDKs on real servers, and the guide."""
     install(session, "sdks")
-    tests = ("tests/test_examples.py", "tests/test_guide.py")
+    tests = ("tests/test_examples.py", "tests/test_docs.py")
     env = {"GREENDEFER_TEST_SDKS": "1"}
     session.run("python", "-m", "pytest", *tests, *session.posargs, env=env)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: the rules, and the format."""
+    """ruff: the rules, and the format; and whether GitHub can read its workflows."""
     install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    workflows = map(str, Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
 
 
 @nox.session
@@ -120,3 +127,58 @@ def benchmarks_small(session: nox.Session) -> None:
     """All benchmarks, as small as they go: they still work. No time is asserted."""
     install(session, "benchmarks")
     session.run("python", "-m", "benchmarks", "--small", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation: built with warnings as errors, its links checked, its code run."""
+    install(session, "docs")
+    site = "docs/_build/html"
+    session.run("sphinx-build", "-W", "-n", "--keep-going", "-E", "-q", "docs", site)
+    tests = ("tests/test_site.py", "tests/test_docs.py", "tests/test_howto.py")
+    env = {"GREENDEFER_TEST_DOCS": "1", "GREENDEFER_SITE": site}
+    session.run("python", "-m", "pytest", *tests, *session.posargs, env=env)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Wheel and sdist: built, checked, and tested as whoever installs them has them."""
+    session.install(*nox.project.dependency_groups(PROJECT, "package"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--quiet")
+    (sdist,) = Path("dist").glob("*.tar.gz")
+    (wheel,) = Path("dist").glob("*.whl")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("check-wheel-contents", str(wheel))
+    # Of 10: the authors have no address for mail.
+    session.run("pyroma", "--min=8", str(sdist))
+
+    # An environment with nothing but the wheel and what tests need; and the tests of the sdist,
+    # without its source.
+    place = Path(session.create_tmp()).resolve()
+    shutil.rmtree(place, ignore_errors=True)
+    session.run("python", "-m", "venv", str(place / "venv"))
+    python = str(place / "venv" / "bin" / "python")
+    test = nox.project.dependency_groups(PROJECT, "test")
+    session.run(python, "-m", "pip", "install", "-q", f"{wheel}[quickstart]", *test, external=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(place, filter="data")
+    (source,) = place.glob("greendefer-*")
+    shutil.rmtree(source / "src")
+    with session.chdir(source):
+        session.run(python, "-m", "pytest", "-q", *session.posargs, external=True)
+        tests = ("tests/test_installed.py",)
+        env = {"GREENDEFER_TEST_READ_ONLY": "1"}
+        may_write(place / "venv", False)
+        try:
+            session.run(python, "-B", "-m", "pytest", "-q", *tests, env=env, external=True)
+        finally:
+            may_write(place / "venv", True)
+
+
+def may_write(folder: Path, allowed: bool) -> None:
+    """Take everybody's right to write away, for all that is in there; or give its owner's back."""
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            mode = path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+            path.chmod(mode | stat.S_IWUSR if allowed else mode)

@@ -388,6 +388,11 @@ class Pool:
     # For lending.
 
     @property
+    def is_closed(self) -> bool:
+        """Does it take no more calls?"""
+        return self._closed
+
+    @property
     def can_kill(self) -> bool:
         """Can a running call be ended from outside?"""
         return self._carrier.can_kill

@@ -43,7 +43,7 @@ class WithWorkers(Pool):
         and queued ones fail with :class:`PoolClosed`. So they do when the pool itself is closed
         and its grace is over; then leaving the block raises that too.
 
-        :returns: an async context manager, whose value has :meth:`PoolWorker.submit`.
+        :returns: an async context manager, whose value has :meth:`.PoolWorker.submit`.
         """
         return PoolWorker(self)
 
@@ -203,7 +203,7 @@ class ExecutorPool(Pool):
 
 
 class PoolWorker(Pool):
-    """One worker of a pool, in ``async with pool.worker() as w``: see :meth:`GreenPool.worker`."""
+    """One worker of a pool, in ``async with pool.worker() as w``: see :meth:`.GreenPool.worker`."""
 
     _carrier: PinnedCarrier
 

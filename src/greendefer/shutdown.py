@@ -33,6 +33,9 @@ def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
     something holds the shutdown back (a "before shutdown" trigger's Deferred), and are killed
     afterwards; their ``finally`` blocks have `ending` seconds then, but can't wait for Deferreds.
 
+    A pool that is closed already, or by a "before shutdown" trigger of yours, has the grace that
+    you give it there: ``pool.close(grace=20)``. Return its Deferred from the trigger.
+
     What can't be killed (a native thread) is left behind: Python ends with it still running.
     Worker processes that an :class:`ExecutorPool` has started are terminated.
 
@@ -96,7 +99,8 @@ class Shutdown:
             if drained.called:
                 return
             for call in before:
-                call.pool.end_now(call)
+                if not call.pool.is_closed:  # whoever closes one himself has said how
+                    call.pool.end_now(call)
             pools = [pool for pool in self._pools() if pool.can_kill]
             DeferredList([pool.when_idle() for pool in pools]).addCallback(done)
             home.deadlines.at(home.now() + _ending, done)

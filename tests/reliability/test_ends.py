@@ -338,6 +338,32 @@ def test_calls_made_while_services_stop(run_program: Any) -> None:
     )
 
 
+def test_a_pool_that_is_closed_has_its_own_grace(run_program: Any) -> None:
+    """Whoever closes it in a trigger says how long its calls have, and nobody else."""
+    run_program(
+        """
+        import gevent, greendefer
+        from greendefer.shutdown import set_shutdown_grace
+        set_shutdown_grace(running=0.01, ending=20)
+        greendefer.install()
+        from twisted.internet import reactor
+        pool = greendefer.GreenPool(2)
+        events = []
+        def long():
+            gevent.sleep(0.2)
+            return "done"
+        def main():
+            pool.submit(long).addBoth(events.append)
+            greendefer.defer_to_greenlet(long).addErrback(lambda f: events.append(f.type))
+            reactor.addSystemEventTrigger("before", "shutdown", pool.close, grace=3600)
+            reactor.stop()
+        reactor.callWhenRunning(main)
+        reactor.run()
+        assert events == [greendefer.PoolClosed, "done"], events
+        """
+    )
+
+
 def test_green_threads_of_twisteds_pool(run_program: Any) -> None:
     """``deferToThread`` on green threads: their results, too, get out before the reactor ends."""
     run_program(

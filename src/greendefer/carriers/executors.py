@@ -234,8 +234,8 @@ def pickled(call: Call) -> bytes:
     except Exception as e:
         raise GreendeferError(
             f"{call.name} can't be sent to another process: {safe_str(e)}. The function, and what "
-            "its pool has `around` calls, must be such that they can be imported there by their names (no "
-            "lambda, none defined in a function), and its arguments must be picklable."
+            "its pool has `around` calls, must be such that they can be imported there by their "
+            "names (no lambda, none defined in a function), and its arguments must be picklable."
         ) from e
     return data.getvalue()
 
