@@ -375,3 +375,37 @@ def test_what_the_reactor_starts_between_two_greenlets_starts_at_once(
         return pool.submit(hold_the_loop, due + 0.01)
 
     assert in_reactor(start)
+
+
+def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(run_program: Any) -> None:
+    """A greenlet and the reactor take turns, thousands of times: somebody is always ready, and the
+    poller must not wait meanwhile, for all that its own descriptors have nothing to say."""
+    run_program(
+        """
+        import greendefer
+        greendefer.install()
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+        from greendefer.reactor.wait import SLICE
+        wait = reactor.cooperative_wait
+        patience, asked = wait.patience, []
+        def asks(timeout):
+            asked.append(patience(timeout))
+            return asked[-1]
+        wait.patience = asks
+        def soon():
+            d = Deferred()
+            reactor.callLater(0, d.callback, None)
+            return d
+        def run():
+            for _ in range(3000):
+                greendefer.wait_for_deferred(soon())
+            # (Less: it waits for a timer, due by now or nearly.)
+            assert len(asked) >= 3000 and SLICE not in asked, asked.count(SLICE)
+            reactor.stop()
+        greendefer.defer_to_greenlet(run).addErrback(
+            lambda failure: (failure.printTraceback(), reactor.crash()))
+        reactor.run()
+        assert SLICE not in asked
+        """
+    )

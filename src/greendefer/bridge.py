@@ -22,6 +22,7 @@ from .home import (
     GreenHome,
     green_home_here,
     home_here,
+    home_if_any,
     installed_reactor,
     is_reactor_thread,
 )
@@ -293,9 +294,10 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
 
 def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
     """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
-    reactor = installed_reactor()
-    if not is_reactor_thread(reactor):
-        return call_in_thread_of(reactor, f, timeout)
+    if home_if_any() is None:
+        reactor = installed_reactor()
+        if not is_reactor_thread(reactor):
+            return call_in_thread_of(reactor, f, timeout)
     home = home_to_wait_in()
     result = as_deferred(f())
     return _wait(home, result, timeout) if isinstance(result, Deferred) else result

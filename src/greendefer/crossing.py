@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 def as_deferred(result: Any) -> Any:
     """What a function may return to be waited for, as a Deferred; a plain value as it is."""
+    if type(result) is Deferred:
+        return result
     if iscoroutine(result):
         return Deferred.fromCoroutine(result)
     asyncio = sys.modules.get("asyncio")

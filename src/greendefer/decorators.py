@@ -51,7 +51,8 @@ class Blocking(Behaviour):
         kwargs: dict[str, Any],
     ) -> Any:
         def call() -> Any:
-            return as_blocking(wrapped(*args, **kwargs), self.timeout)
+            result = wrapped(*args, **kwargs)
+            return result if type(result) is Deferred else as_blocking(result, self.timeout)
 
         return call_and_wait(call, self.timeout)
 

@@ -37,6 +37,8 @@ class GreenEPollReactor(GreenReactor, EPollReactor):
     def _poll(self, delay: float) -> bool:
         # As EPollReactor.doPoll(), with less around each event.
         ready = self._poller.poll(delay, len(self._selectables))
+        if not ready:
+            return False
         contexts, log_context = contexts_here()
         selectables = self._selectables
         for fd, event in ready:
@@ -45,7 +47,7 @@ class GreenEPollReactor(GreenReactor, EPollReactor):
                 call_in(
                     contexts, log_context, selectable, self._doReadOrWrite, selectable, fd, event
                 )
-        return bool(ready)
+        return True
 
     _doReadOrWrite: Any
     _selectables: dict[int, Any]

@@ -58,7 +58,6 @@ class CooperativeWait:
         self._woken = False
         self._due = 0.0
         self._last_round = 0.0
-        self._is_busy = False
         self._enter(gevent.get_hub())
 
     def _enter(self, hub: Hub) -> None:
@@ -66,10 +65,15 @@ class CooperativeWait:
         loop: Any = hub.loop
         self.loop = loop
         self._watchers: list[Any] = []
+        # libev's loop can say whether anything is alive in it, libuv's can't.
+        self._can_tell = hasattr(loop, "activecnt") and hasattr(loop, "pendingcnt")
+        self._is_busy = False
         # What make_way() puts before all others. libuv's watchers have feed(), but it raises.
         self._express: Any = None
         if loop.MAXPRI > loop.MINPRI:
-            self._express = loop.async_(ref=False, priority=loop.MAXPRI)
+            # It is never started, only fed, so it keeps no loop alive. With ref=False feed() would
+            # take one from activecnt until _resume() has returned (gevent/libev/corecext.pyx).
+            self._express = loop.async_(priority=loop.MAXPRI)
             self._once_more: Any = loop.timer(0.0, ref=False)
         if self._fd is not None:
             self.watch(self._fd)
@@ -118,7 +122,7 @@ class CooperativeWait:
         watcher with ``ref=False``, a callback from another thread) it is :data:`SLICE` at most
         until the hub runs again.
         """
-        if not self._is_busy or self._woken or self.loop.activecnt:
+        if not self._is_busy or self._woken or self.loop.activecnt or self.loop.pendingcnt:
             return 0.0
         if monotonic() - self._last_round >= SLICE:
             return 0.0
@@ -151,7 +155,7 @@ class CooperativeWait:
             else:
                 self._go_round(timeout)
                 self._last_round = monotonic()
-                self._is_busy = self._last_round - now < SLICE
+                self._is_busy = self._can_tell and self._last_round - now < SLICE
         finally:
             self._parked = None
             self._woken = False
