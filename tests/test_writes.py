@@ -131,20 +131,26 @@ def test_producers_go_on_and_starve_nobody(run_main: Any) -> None:
                 pass
 
         async def main():
-            server, client = await connected()
-            producer = Producer()
-            producer.transport = server.transport
-            server.transport.registerProducer(producer, False)  # asked for more as it is sent
+            both = []
+            for _ in range(2):
+                server, client = await connected()
+                producer = Producer()
+                producer.transport = server.transport
+                both.append((server, client, producer))
+            for server, _, producer in both:
+                server.transport.registerProducer(producer, False)  # asked for more as it is sent
             ticked = Deferred()
             reactor.callLater(0.01, ticked.callback, None)
             await ticked
             assert await greendefer.defer_to_greenlet(len, "four") == 4
-            sent = producer.sent
-            while producer.sent < sent + 10:
-                await greendefer.defer_to_greenlet(gevent.sleep, 0)
-                client.recv(1 << 16)
-            server.transport.abortConnection()
-            await server.lost
+            for server, client, producer in both:
+                sent = producer.sent
+                while producer.sent < sent + 10:
+                    await greendefer.defer_to_greenlet(gevent.sleep, 0)
+                    client.recv(1 << 16)
+            for server, _, _ in both:
+                server.transport.abortConnection()
+                await server.lost
             reactor.stop()
 
         go(main)

@@ -36,6 +36,7 @@ class WritesFirst(_Base):
         # Those to be written to in this turn: False for one that was tried, and has some left.
         self._eager: dict[Any, bool] = {}
         self._patient: set[Any] = set()
+        self._is_asked_to_write = False
         super().__init__(*args)
 
     def _write_soon(self) -> None:
@@ -43,6 +44,7 @@ class WritesFirst(_Base):
         raise NotImplementedError
 
     def _write_eagerly(self) -> None:
+        self._is_asked_to_write = False
         contexts, log_context = contexts_here()
         eager = self._eager
         for writer in list(eager):
@@ -70,9 +72,10 @@ class WritesFirst(_Base):
         # waited for; of what else there is (pipes, other people's descriptors), nobody knows
         # whether its doWrite() may be called just so.
         if isinstance(writer, Connection) and writer.connected and writer not in self._patient:
-            if not self._eager:
-                self._write_soon()
             self._eager[writer] = True
+            if not self._is_asked_to_write:
+                self._is_asked_to_write = True
+                self._write_soon()
         else:
             super().addWriter(writer)
 
