@@ -36,7 +36,12 @@ def needs(module: str) -> Any:
     return pytest.importorskip(module)
 
 
-UNPATCHED_TOO = ("test_measures.py", "test_mysqlclient.py", "test_sqlite3.py")
+UNPATCHED_TOO = (
+    "test_django_native.py",
+    "test_measures.py",
+    "test_mysqlclient.py",
+    "test_sqlite3.py",
+)
 """What does not wait by way of anything that could be patched."""
 
 
@@ -147,7 +152,8 @@ def django_server(django: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
         cursor.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO public")
     yield postgresql
     control.close()
-    greendefer.wait_for_deferred(greendefer.defer_to_greenlet(connections.close_all))
+    if PATCHED:
+        greendefer.wait_for_deferred(greendefer.defer_to_greenlet(connections.close_all))
 
 
 @pytest.fixture(scope="session")

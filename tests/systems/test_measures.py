@@ -63,7 +63,7 @@ def test_one_call_that_blocks_holds_the_ticker(in_the_time_of_one: Any) -> None:
     """Although all of them together take little more than the time of one."""
 
     def start() -> list[Deferred[None]]:
-        one = greendefer.defer_to_greenlet(Server(native_sleep).call)
+        one = GreenPool(1).submit(Server(native_sleep).call)
         return [one, *calls(Server(gevent.sleep), GreenPool(AT_ONCE))]
 
     with pytest.raises(AssertionError):
@@ -97,6 +97,8 @@ def blocks(wait: Callable[[float], object], in_the_time_of_one: Any) -> None:
 @unpatched
 def test_postgresql_unpatched(postgresql: PostgreSQL, in_the_time_of_one: Any) -> None:
     psycopg = needs(DRIVER)
+    if DRIVER == "psycopg2":
+        psycopg.extensions.set_wait_callback(None)  # which another test may have installed
 
     def wait(seconds: float) -> None:
         connection = psycopg.connect(f"host=127.0.0.1 port={postgresql.port} user=postgres")

@@ -50,7 +50,7 @@ def closing_connections() -> Iterator[None]:
         raise ImproperlyConfigured(
             "Django keeps a connection for each thread, and here all greenlets are one thread to "
             "it: call gevent.monkey.patch_all() in the first lines of the program, before "
-            "anything imports Django."
+            "anything imports Django. Or give the call to a NativeThreadPool."
         )
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()
