@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pickle
+import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
+from time import monotonic
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +23,17 @@ from twisted.python.reflect import safe_str
 
 from ..errors import ExecutorFailed, GreendeferError, shown
 from . import Errand
+from .native import ENDING_SECONDS
 from .threads import execute
 
 if TYPE_CHECKING:
     from ..call import Call
     from ..home import Home
     from . import PinnedCarrier
+
+
+native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+native_waitpid: Callable[[int, int], tuple[int, int]] = monkey.get_original("os", "waitpid")
 
 
 class ExecutorCarrier:
@@ -174,6 +182,35 @@ class ExecutorCarrier:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in running:
             process.terminate()
+        if monkey.is_module_patched("threading"):
+            for process in running:
+                _reap(process)
+
+
+def _reap(process: Any) -> None:
+    """Have a worker process that was terminated known to be dead, before its executor asks.
+
+    Patched, the executor's own threads are greenlets. As they clean up they ask for the exit of
+    each process, without ever giving way, until they have it (concurrent.futures.process,
+    shutdown_workers). libev may have taken that meanwhile (childcb in ev.c), and then they ask for
+    ever. Nothing here gives way either, so libev has not.
+    """
+    popen = process._popen
+    if popen is None or popen.method not in ("fork", "spawn"):
+        return  # a fork server reaps its own
+    until = monotonic() + ENDING_SECONDS
+    while popen.returncode is None:
+        try:
+            pid, status = native_waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = process.pid, -signal.SIGTERM
+        if pid:
+            popen.returncode = os.waitstatus_to_exitcode(status) if status >= 0 else status
+        elif monotonic() >= until:
+            process.kill()
+            until += ENDING_SECONDS
+        else:
+            native_sleep(0.001)
 
 
 def _has_threads(executor: Executor) -> bool:
