@@ -8,6 +8,7 @@ bounds that a slow machine keeps and a client that blocks does not (``in_the_tim
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import importlib.util
 import os
@@ -163,6 +164,13 @@ def django_mariadb(django_server: PostgreSQL, mariadb: MariaDB) -> MariaDB:
 
     connections.settings["maria"]["PORT"] = mariadb.port
     return mariadb
+
+
+@pytest.fixture
+def patient() -> None:
+    """For a test that computes for some ten seconds: on a busy machine that may be more than the
+    minute (``faulthandler_timeout``) after which a test is taken to hang."""
+    faulthandler.dump_traceback_later(300, exit=True)
 
 
 @pytest.fixture(autouse=True)

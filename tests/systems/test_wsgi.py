@@ -164,7 +164,7 @@ def program(request: Any) -> Any:
     return request.getfixturevalue(f"{request.param}_program")
 
 
-def test_a_thousand_slow_requests(program: Program, descriptors: None) -> None:
+def test_a_thousand_slow_requests(program: Program, descriptors: None, patient: None) -> None:
     """With ``install(threads="green")``: all are inside of the application at one moment, on one
     thread, and the reactor ticks on and answers others. Then 200 of the clients go away. The
     others get their answers, and of those nothing is left.
