@@ -313,7 +313,7 @@ def test_calls_made_while_services_stop(run_program: Any) -> None:
         """
         import gevent, greendefer
         from greendefer.shutdown import set_shutdown_grace
-        set_shutdown_grace(running=0.01, ending=20)
+        set_shutdown_grace(running=0.01, ending=5)
         greendefer.install()
         from twisted.internet import reactor
         from twisted.internet.defer import Deferred
