@@ -72,6 +72,7 @@ def reliability(session: nox.Session) -> None:
     if env:
         session.run("python", "tests/reliability/chaos.py", "1000000")
         session.run("python", "tests/reliability/chaos.py", "1000000", "patched")
+        posargs += ["-o", "faulthandler_timeout=7200"]
     for pytest in ("-m", "pytest"), ("-m", "gevent.monkey", "--module", "pytest"):
         session.run("python", *pytest, "tests/reliability", *posargs, env=env)
 

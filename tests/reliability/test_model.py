@@ -107,7 +107,6 @@ class PoolMachine(RuleBasedStateMachine):
 
     def refill(self) -> None:
         held = len(self.having("running", "lingering"))
-        self.most = max(self.size, min(self.most, held))
         for call in self.having("queued")[: max(0, self.size - held)]:
             call.state = "running"
         for i, (state, fired) in enumerate(self.closings):
@@ -397,6 +396,8 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(2):  # and nothing else happens
             self.round()
         assert self.difference() is None, self.difference()
+        # Those that fired have ended by now: where it was resized below them, there are fewer.
+        self.most = max(self.size, len(self.having("running", "lingering")))
         self.look()
         assert not self.broken, self.broken
         assert self.begun == sorted(self.begun)
