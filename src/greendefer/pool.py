@@ -114,7 +114,7 @@ class NativeThreadPool(WithWorkers):
     :param size: how many calls run at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
-    :param around: what each call, or each :meth:`worker`, is made inside of, in its thread: see
+    :param around: what each call, or each ``worker()``, is made inside of, in its thread: see
         :class:`GreenPool`.
     :raises TypeError: `size` or `max_queued` is not a whole number, `name` is not a string, or
         `around` is not callable.

@@ -24,10 +24,10 @@ def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
     """How long calls are given when the reactor stops.
 
     From ``reactor.stop()`` on (or the signal that does it), calls that wait for a slot fail with
-    :class:`PoolClosed`, and those that run have `running` seconds. Those left are killed, where
-    that can be, and their Deferreds fail with :class:`PoolClosed` as well; then their ``finally``
-    blocks have `ending` seconds, in which they may wait, for Deferreds too. The reactor is gone
-    when they have ended, or after both times.
+    :class:`~greendefer.PoolClosed`, and those that run have `running` seconds. Those left are
+    killed, where that can be, and their Deferreds fail with :class:`~greendefer.PoolClosed` as
+    well; then their ``finally`` blocks have `ending` seconds, in which they may wait, for Deferreds
+    too. The reactor is gone when they have ended, or after both times.
 
     New calls may be made meanwhile, as services do while they stop. They go on for as long as
     something holds the shutdown back (a "before shutdown" trigger's Deferred), and are killed
@@ -37,7 +37,7 @@ def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
     you give it there: ``pool.close(grace=20)``. Return its Deferred from the trigger.
 
     What can't be killed (a native thread) is left behind: Python ends with it still running.
-    Worker processes that an :class:`ExecutorPool` has started are terminated.
+    Worker processes that an :class:`~greendefer.ExecutorPool` has started are terminated.
 
     :param running: seconds; 0 kills at once.
     :param ending: seconds; with 0, ``finally`` blocks run until they wait.
