@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -26,6 +27,10 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python import log
 
 PATCHED = monkey.is_module_patched("socket")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that was told to run this in the background had it so, and our children would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MOMENT = 0.005
 """Seconds between two looks at whether all calls have ended, once the reactor takes no turns."""
 
+__all__ = ["set_shutdown_grace"]
+
 _running = _ending = 1.0
 
 
