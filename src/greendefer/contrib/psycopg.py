@@ -23,6 +23,9 @@ from greenlet import GreenletExit
 END_SECONDS = 5.0
 """How long the server is given to end a query, before its connection is closed all the same."""
 
+AGAIN_SECONDS = 0.25
+"""How long after it was asked to end it, it is asked again."""
+
 
 def install() -> None:
     """Make those that are installed of psycopg2, psycopg and psycopg_pool fit for greenlets.
@@ -105,11 +108,17 @@ def _end(connection: Any, cancel: Callable[[Any], object]) -> None:
     """Have the server end its query, and then the session; wait until it has."""
     with gevent.Timeout(END_SECONDS, False):  # type: ignore[arg-type]  # as documented
         try:
-            cancel(connection)
             with socket(fileno=os.dup(connection.fileno())) as wire:
-                wire.shutdown(SHUT_WR)
-                while wire.recv(65536):
-                    pass
+                ended = False
+                while not ended:
+                    # Again and again: the request may overtake the query, and a server that has
+                    # not begun with that forgets it (ProcessInterrupts in PostgreSQL's postgres.c).
+                    cancel(connection)
+                    wire.shutdown(SHUT_WR)
+                    with gevent.Timeout(AGAIN_SECONDS, False):  # type: ignore[arg-type]
+                        while wire.recv(65536):
+                            pass
+                        ended = True
         except Exception:
             pass  # there may be no server any more; what matters is that nobody uses it again
 
