@@ -170,6 +170,7 @@ class MariaDB(Server):
         return [
             *(self.paths["mariadb-install-db"], "--no-defaults", f"--datadir={self.folder}/data"),
             *("--auth-root-authentication-method=normal", "--skip-name-resolve"),
+            f"--tmpdir={self.folder}",  # see command()
         ]
 
     def command(self) -> list[str]:
@@ -177,6 +178,8 @@ class MariaDB(Server):
             *(self.paths["mariadbd"], "--no-defaults", f"--datadir={self.folder}/data"),
             *("--bind-address=127.0.0.1", f"--port={self.port}"),
             *(f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"),
+            # Where it starts by removing whatever another one may have there, in /tmp say.
+            f"--tmpdir={self.folder}",
             *("--skip-name-resolve", "--max-connections=200", "--innodb-flush-method=nosync"),
         ]
 

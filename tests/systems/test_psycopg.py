@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import PostgreSQL
+from twisted.internet.defer import CancelledError
 
+import greendefer
 from greendefer import GreenPool
 from greendefer.contrib import psycopg as ours
 
 from .clients import AT_ONCE, Client, ClientTests, Connections
-from .conftest import needs
+from .conftest import needs, until
 
 if importlib.util.find_spec("psycopg"):
     psycopg = needs("psycopg")
@@ -100,6 +105,14 @@ def _query(connection: Any, statement: str, *args: Any) -> Any:
     return cursor.fetchone()
 
 
+def pending_signals(pid: int) -> int:
+    """Those that a process will get when it is continued, as bits: see proc(5)."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+
+
 @pytest.fixture(scope="module")
 def server(postgresql: PostgreSQL) -> PostgreSQL:
     ours.install()
@@ -123,6 +136,26 @@ def make_client(server: PostgreSQL) -> Iterator[Callable[[int], Client]]:
 
 
 class TestPsycopg(ClientTests):
+    def test_a_kill_that_overtakes_its_query(
+        self, client: Any, pool: GreenPool, result: Any
+    ) -> None:
+        """The server forgets a request to cancel that comes when it has not begun yet. The query
+        ends there all the same."""
+        (pid,) = greendefer.wait_for_deferred(pool.submit(client.query, "SELECT pg_backend_pid()"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            d = pool.submit(client.query, "SELECT pg_sleep(600)")  # on the same connection
+            cancelled = result(d)
+            until(lambda: d.is_running)
+            d.cancel()
+            assert cancelled.error() is CancelledError
+            until(lambda: pending_signals(pid) & 1 << signal.SIGINT - 1, "it was asked to cancel")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: pool.stats().lingering == 0)
+        assert client._asked(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}") == (0,)
+        self.works(client, pool)
+
     @pytest.mark.skipif(psycopg.__name__ != "psycopg2", reason="psycopg 3 has no wait callback")
     def test_without_a_wait_callback_it_blocks(
         self, make_client: Any, server_port: int, pool: GreenPool, in_the_time_of_one: Any
