@@ -294,7 +294,7 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
 
 def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
     """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
-    if home_if_any() is None:
+    if not isinstance(home_if_any(), GreenHome):  # which knows its thread, patched or not
         reactor = installed_reactor()
         if not is_reactor_thread(reactor):
             return call_in_thread_of(reactor, f, timeout)
