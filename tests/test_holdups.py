@@ -86,11 +86,11 @@ def test_a_callback_that_waits_while_others_go_on(run_program: Any) -> None:
         others = greendefer.defer_to_greenlet(lambda: [time.sleep(0.01) for _ in range(60)])
         await greendefer.defer_to_greenlet(len, "").addCallback(callback)
         await seen(1)
-        assert "reactor has not run" in warnings[0], warnings
-        assert "in callback" in warnings[0], warnings
-        assert "defer_to_greenlet" in warnings[0], warnings
         await others
-        assert len(warnings) == 1, warnings
+        # (On a busy machine the loop may be held for 50 ms by others, and that is said, too.)
+        (warning,) = [w for w in warnings if "reactor has not run" in w]
+        assert "in callback" in warning, warnings
+        assert "defer_to_greenlet" in warning, warnings
 
     task.react(main)
     """
