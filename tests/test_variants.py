@@ -70,6 +70,59 @@ class TestEveryKind:
             """
         )
 
+    def test_a_greenlet_adds_a_reader_and_takes_it_away(self, kind: str, run_program: Any) -> None:
+        run_program(
+            f"""
+            import gevent, greendefer, socket
+            from gevent.event import Event
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+
+            class Reader:
+                def __init__(self):
+                    self.got = Event()
+                def fileno(self):
+                    return ours.fileno()
+                def logPrefix(self):
+                    return "reader"
+                def connectionLost(self, reason):
+                    pass
+                def doRead(self):
+                    ours.recv(1)
+                    self.got.set()
+
+            def until_it_sleeps():
+                while not reactor.cooperative_wait.is_parked:
+                    gevent.sleep(0)
+                gevent.sleep(0.01)
+
+            def main():
+                until_it_sleeps()
+                for _ in range(3):
+                    reader = Reader()
+                    reactor.addReader(reader)
+                    until_it_sleeps()
+                    theirs.send(b"x")
+                    assert reader.got.wait(10)
+                    until_it_sleeps()
+                    reactor.removeReader(reader)
+                    theirs.send(b"y")  # which nobody wants, and nobody turns round and round for
+                    until_it_sleeps()
+                    turns = reactor.cooperative_wait.turns
+                    gevent.sleep(0.05)
+                    assert reactor.cooperative_wait.turns - turns < 5
+                    assert ours.recv(1) == b"y"
+                reactor.stop()
+                return "done"
+
+            g = gevent.spawn(main)
+            reactor.run()
+            assert g.get(timeout=10) == "done"
+            """
+        )
+
     def test_no_child_process_is_lost(self, kind: str, run_program: Any) -> None:
         source = PROCESSES.replace("install()", f"install({kind!r})")
         done = run_program(source.format(subprocess="gevent.subprocess", n=200))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.main import installReactor
 
+from ._each import WatchesEach
 from ._installed import refuse_if_installed
 from ._stock import stock_module
-from .green import GreenReactor
 from .wait import READ, WRITE
 
 if TYPE_CHECKING:
@@ -18,12 +18,8 @@ else:
     PollReactor = stock_module("twisted.internet.pollreactor", "poll").PollReactor
 
 
-class GreenPollReactor(GreenReactor, PollReactor):
+class GreenPollReactor(WatchesEach, PollReactor):
     """poll(2) has no descriptor of its own: the hub watches each one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cooperative_wait.watch_each(self._descriptors)
 
     def _descriptors(self) -> Iterator[tuple[int, int]]:
         for fd in self._selectables:

@@ -9,8 +9,8 @@ from gevent import monkey
 from twisted.internet import selectreactor
 from twisted.internet.main import installReactor
 
+from ._each import WatchesEach
 from ._installed import refuse_if_installed
-from .green import GreenReactor
 from .wait import READ, WRITE
 
 if selectreactor._select is not selectreactor.win32select:
@@ -27,12 +27,8 @@ else:
     SelectReactor = selectreactor.SelectReactor
 
 
-class GreenSelectReactor(GreenReactor, SelectReactor):
+class GreenSelectReactor(WatchesEach, SelectReactor):
     """select(2) has no descriptor of its own: the hub watches each one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cooperative_wait.watch_each(self._descriptors)
 
     def _descriptors(self) -> Iterator[tuple[int, int]]:
         selectable: Any
