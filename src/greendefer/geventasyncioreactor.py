@@ -104,6 +104,8 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.cooperative_wait: CooperativeWait = CooperativeWait()
+        # Its selector waits where this loop is not the running one.
+        self.cooperative_wait.takes_visits = False
         super().__init__(GreenSelector(self.cooperative_wait))
 
     def forked(self) -> None:

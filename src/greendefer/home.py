@@ -82,7 +82,10 @@ class Home:
         self._outbox.append((fire, result))
         if not self._posted:
             self._posted = True
-            self.call_soon(self._flush)
+            self._post()
+
+    def _post(self) -> None:
+        self.call_soon(self._flush)
 
     def _flush(self, all_of_it: bool = False) -> None:
         self._posted = False
@@ -130,6 +133,17 @@ class GreenHome(Home):
         if not reactor.running:
             reactor.interrupt_main.install()
         self._watch = HoldupWatch(self)
+
+    def _post(self) -> None:
+        wait = self.wait
+        if wait.takes_visits and wait.is_this_thread():
+            self.loop.run_callback(self._visit)
+        else:
+            self.call_soon(self._flush)
+
+    def _visit(self) -> None:
+        if not self.wait.visit(self._flush):
+            self.call_soon(self._flush)  # it is in a turn, or does not run yet
 
     def leave(self) -> None:
         """The hub is gone, and with it whatever waited in it. The next call makes a new home."""

@@ -43,6 +43,7 @@ class CooperativeWait:
 
     :ivar hub: the hub that the reactor waits in.
     :ivar greenlet: the reactor's greenlet while the reactor runs, else ``None``.
+    :ivar takes_visits: may :meth:`visit` be used here?
     :ivar turns: how often it has waited.
     :ivar onlooker: is to be woken by whatever happens, if it is asleep.
     """
@@ -50,12 +51,15 @@ class CooperativeWait:
     greenlet: greenlet | None = None
     turns: int = 0
     onlooker: Onlooker | None = None
+    takes_visits: bool = True
 
     def __init__(self) -> None:
         self._descriptors: Callable[[], Iterable[tuple[int, int]]] | None = None
         self._fd: int | None = None
         self._parked: greenlet | None = None
         self._woken = False
+        self._visitor: Callable[[], object] | None = None
+        self._has_visit = False
         self._due = 0.0
         self._last_round = 0.0
         self._enter(gevent.get_hub())
@@ -151,7 +155,7 @@ class CooperativeWait:
         try:
             if timeout == 0.0 and now - self._last_round < SLICE:
                 self.loop.run_callback(self._resume)
-                hub.switch()
+                self._park(hub)
             else:
                 self._go_round(timeout)
                 self._last_round = monotonic()
@@ -183,12 +187,28 @@ class CooperativeWait:
         try:
             for watcher in watchers:
                 watcher.start(self._resume)
-            self.hub.switch()
+            self._park(self.hub)
         finally:
             for watcher in (*watchers, *self._watchers):  # these are new ones in a forked child
                 watcher.stop()
             for watcher in watchers[len(self._watchers) :]:
                 watcher.close()
+
+    def _park(self, hub: Hub) -> None:
+        me = self._parked
+        hub.switch()
+        while self._visitor is not None:
+            visitor, self._visitor = self._visitor, None
+            turns = self.turns
+            self._has_visit = True
+            try:
+                visitor()
+            finally:
+                self._has_visit = False
+            if self._woken or self.turns != turns or monotonic() >= self._due:
+                return
+            self._parked = me
+            hub.switch()
 
     def _resume(self) -> None:
         """End the wait. Runs in the hub, which is the only one that may switch here."""
@@ -196,6 +216,23 @@ class CooperativeWait:
         if parked is not None:
             self._parked = None
             parked.switch()
+
+    def visit(self, visitor: Callable[[], object]) -> bool:
+        """Have the reactor's greenlet call `visitor` now, where it is parked, and then wait on,
+        unless it was woken meanwhile. Runs in the hub.
+
+        A turn of the reactor costs more than most results that are delivered, and they leave it
+        nothing to do. It has one all the same every :data:`SLICE`.
+
+        :returns: ``False`` if it is not parked, and `visitor` was not called.
+        """
+        parked = self._parked
+        if parked is None:
+            return False
+        self._parked = None
+        self._visitor = visitor
+        parked.switch()
+        return True
 
     def wake(self) -> None:
         """Make the reactor take a turn soon: now, if it is parked, or in place of its next wait.
@@ -209,7 +246,7 @@ class CooperativeWait:
 
     def wake_if_parked(self) -> None:
         """The same, for what the reactor looks at by itself before its next wait."""
-        if self._parked is not None:
+        if self._parked is not None or self._has_visit:
             self.wake()
 
     def forked(self) -> None:

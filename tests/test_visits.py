@@ -1,0 +1,188 @@
+"""Results are delivered where the reactor waits, and it takes a turn only if they give it work."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pytest
+
+PRELUDE = """
+    import gevent, greendefer, socket
+    greendefer.install({kind!r})
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+    from twisted.internet.task import deferLater
+
+    pool = greendefer.GreenPool(10)
+    call = greendefer.green_deferred(pool=pool)(lambda result=None: result)
+
+    def go(main):
+        def done(failure):
+            failures.append(failure)
+            reactor.stop()
+        failures = []
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addErrback(done))
+        reactor.run()
+        if failures:
+            failures[0].raiseException()
+"""
+
+
+@pytest.fixture(params=["native", "poll", "select", "asyncio"])
+def run_main(request: pytest.FixtureRequest, run_program: Any) -> Any:
+
+    def run(source: str) -> Any:
+        prelude = textwrap.dedent(PRELUDE.format(kind=request.param))
+        return run_program(prelude + textwrap.dedent(source))
+
+    return run
+
+
+def test_results_take_no_turns(run_program: Any) -> None:
+    run_program(
+        textwrap.dedent(PRELUDE.format(kind="native"))
+        + textwrap.dedent(
+            """
+            async def main():
+                await call()
+                turns = reactor.cooperative_wait.turns
+                for _ in range(1000):
+                    await call()
+                assert reactor.cooperative_wait.turns - turns < 500  # one in each SLICE
+                reactor.stop()
+
+            go(main)
+            """
+        )
+    )
+
+
+def test_what_a_callback_asks_of_the_reactor_happens(run_main: Any) -> None:
+    """Each is asked where a result was just delivered, and nothing else would wake the reactor."""
+    run_main(
+        """
+        async def main():
+            await call()
+            happened = Deferred()
+            reactor.callLater(0, happened.callback, None)
+            await happened
+
+            await call()
+            happened = Deferred()
+            reactor.callFromThread(happened.callback, None)
+            await happened
+
+            await call()
+            never = reactor.callLater(3600, lambda: None)
+            happened = Deferred()
+            sooner = reactor.callLater(1800, happened.callback, None)
+            await call()
+            sooner.reset(0)
+            await happened
+            never.cancel()
+
+            await call()
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            class Reader:
+                def fileno(self):
+                    return ours.fileno()
+                def logPrefix(self):
+                    return "reader"
+                def connectionLost(self, reason):
+                    pass
+                def doRead(self):
+                    happened.callback(ours.recv(10))
+            happened = Deferred()
+            reactor.addReader(reader := Reader())
+            theirs.send(b"x")
+            assert await happened == b"x"
+            reactor.removeReader(reader)
+
+            await call()
+            reactor.stop()
+
+        go(main)
+        """
+    )
+
+
+def test_one_that_calls_all_the_time_starves_no_timer(run_main: Any) -> None:
+    run_main(
+        """
+        async def main():
+            timer = deferLater(reactor, 0.01)
+            while not timer.called:
+                await call()
+            reactor.stop()
+
+        go(main)
+        """
+    )
+
+
+def test_a_callback_that_waits_loses_nothing(run_main: Any) -> None:
+    """It should not; and while it does, results have to wait, and nobody else."""
+    run_main(
+        """
+        async def main():
+            await call()
+            order = []
+            call("later").addCallback(order.append)
+            other = gevent.spawn(gevent.sleep, 0.01)
+            other.join()  # in the reactor's greenlet
+            order.append("waited")
+            await call()
+            assert order == ["waited", "later"], order
+            reactor.stop()
+
+        go(main)
+        """
+    )
+
+
+@pytest.mark.parametrize("run_main", ["native", "poll", "select"], indirect=True)  # asyncio refuses
+def test_a_callback_that_runs_the_reactor(run_main: Any) -> None:
+    """Twisted's own tests do so: iterate() in a callback. What was asked for in between counts."""
+    run_main(
+        """
+        async def main():
+            await call()
+            happened = Deferred()
+            reactor.callLater(0.01, happened.callback, None)
+            results = []
+            call(1).addCallback(results.append)
+            while not results:
+                reactor.iterate(0.001)
+            await happened
+            reactor.stop()
+
+        go(main)
+        """
+    )
+
+
+def test_results_that_come_while_the_reactor_takes_a_turn(run_main: Any) -> None:
+    """The order is kept, whichever way each one goes."""
+    run_main(
+        """
+        async def main():
+            thread = greendefer.NativeThreadPool(1)
+            order, all_of_them = [], []
+            for n in range(200):
+                d = (thread.submit if n % 10 == 3 else call)(*((int, n) if n % 10 == 3 else (n,)))
+                all_of_them.append(d.addCallback(order.append))
+                if n % 3 == 0:
+                    await deferLater(reactor, 0)
+                if n % 5 == 0:
+                    await d
+            await gatherResults(all_of_them)
+            assert sorted(order) == list(range(200)), order
+            in_greenlets = [n for n in order if n % 10 != 3]
+            assert in_greenlets == sorted(in_greenlets)
+            reactor.stop()
+
+        go(main)
+        """
+    )
