@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from . import instrumentation
-from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly
+from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly, is_deferred
 from .carriers import Carrier
 from .deadlines import Deadline
 from .errors import GreendeferError, PoolFull, shown
@@ -277,15 +277,14 @@ class Pool:
 
     def _end(self, call: Call, result: Any) -> None:
         """The carrier is done with `call`: settle it if it is still open, and free its slot."""
-        # isinstance() would ask an abstract base class, which takes ten times as long.
-        is_deferred = Deferred in type(result).__mro__
+        returned_deferred = is_deferred(result)
         home = self.home
         if call.outcome is None:
             if call.lender is None:
                 self._running -= 1
             else:
                 self._queued -= 1
-            if is_deferred:
+            if returned_deferred:
                 # Its own time goes on until that one has fired; its slot does not.
                 call.settle("completed")
                 call._inner = result
@@ -300,7 +299,7 @@ class Pool:
         else:  # nobody hears it any more
             if call.lender is None:
                 self._lingering -= 1
-            if is_deferred:
+            if returned_deferred:
                 result.addErrback(lambda _: None)
                 cancel_quietly(result)
         self._finish(call)

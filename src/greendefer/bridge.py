@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gevent
 from gevent.exceptions import LoopExit
 from gevent.hub import Waiter
-from greenlet import GreenletExit, getcurrent
+from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .call import Call, cancel_quietly, current_call
+from .call import Call, cancel_quietly, current_call, is_deferred
 from .carriers.greenlets import Kill
 from .crossing import as_deferred, borrower_of, call_in_thread_of
 from .errors import CallTimeout, GreendeferError, WouldDeadlock, shown
@@ -54,13 +54,14 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
         greenlet is killed meanwhile, `d` is cancelled.
     """
     check_seconds("wait_for_deferred(timeout=...)", timeout)
-    if not isinstance(d, Deferred):
+    if not is_deferred(d):
         raise TypeError(
             f"wait_for_deferred(d) needs a Deferred, not {shown(d)}. For a coroutine or a "
             "function, "
             "use blocking_from_greenlet."
         )
-    return _wait(home_to_wait_in(), d, timeout)
+    result: T = _wait(home_to_wait_in(), d, timeout)
+    return result
 
 
 def home_to_wait_in() -> GreenHome:
@@ -78,8 +79,12 @@ def home_to_wait_in() -> GreenHome:
             "async def), or run this function elsewhere: decorate it with @green_deferred, or "
             "call defer_to_greenlet(f, ...)."
         )
-    current = getcurrent()
-    if current is home.greenlet:
+    _refuse_to_wait_in(getcurrent(), home)
+    return home
+
+
+def _refuse_to_wait_in(current: greenlet, home: GreenHome) -> None:
+    if current is home.wait.greenlet:
         raise WouldDeadlock(
             "This is the reactor's own greenlet: while it waits here, nothing can fire. Use the "
             "Deferred itself (addCallback, or await it in an async def), or run this function in "
@@ -90,7 +95,6 @@ def home_to_wait_in() -> GreenHome:
             "This is gevent's hub, which runs the loop: it must not wait. Run this function in a "
             "greenlet: gevent.spawn(f), or defer_to_greenlet(f, ...)."
         )
-    return home
 
 
 class _Wait:
@@ -102,8 +106,8 @@ class _Wait:
         "fired",
         "given_up",
         "home",
+        "over",
         "result",
-        "stopped",
         "tb",
         "timed_out",
     )
@@ -111,17 +115,13 @@ class _Wait:
     def __init__(self, home: GreenHome, d: Deferred[Any]) -> None:
         self.home = home
         self.d = d
-        self.fired = self.timed_out = self.stopped = self.given_up = False
+        self.fired = self.timed_out = self.over = self.given_up = False
         self.result: Any = None
         self.tb: TracebackType | None = None
         self._waiter: Any = None
 
-    @property
-    def over(self) -> bool:
-        return self.fired or self.timed_out or self.stopped
-
     def fire(self, result: Any) -> Any:
-        self.fired = True
+        self.fired = self.over = True
         if not self.given_up:
             self.result = result
             if isinstance(result, Failure):
@@ -131,12 +131,12 @@ class _Wait:
 
     def expire(self) -> None:
         if not self.fired:
-            self.timed_out = True
+            self.timed_out = self.over = True
             cancel_quietly(self.d)
             self.resume()
 
     def reactor_stopped(self) -> None:
-        self.stopped = True
+        self.over = True
         self.resume()
 
     def give_up(self) -> None:
@@ -194,8 +194,8 @@ def _park(wait: _Wait, timeout: float | None) -> None:
     if home.stopped:
         return
     me = current_call()
-    if me is not None and isinstance(wait.d, Call):
-        wait_begins(me, wait.d)
+    if me is not None and Call in type(wait.d).__mro__:  # as is_deferred() asks
+        wait_begins(me, cast("Call", wait.d))
     deadline = None
     if timeout is not None:
         deadline = home.deadlines.at(monotonic() + timeout, wait.expire)
@@ -211,7 +211,8 @@ def _park(wait: _Wait, timeout: float | None) -> None:
     if deadline is not None:
         deadline.cancel()
     if me is not None:
-        wait_ends(me)
+        if me.waits_for is not None:
+            wait_ends(me)
         interrupted = _take_back_slot(wait, me, interrupted)
     if interrupted is None:
         return
@@ -294,10 +295,13 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
 
 def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
     """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
-    if not isinstance(home_if_any(), GreenHome):  # which knows its thread, patched or not
+    home = home_if_any()
+    if isinstance(home, GreenHome):  # which knows its thread, patched or not
+        _refuse_to_wait_in(getcurrent(), home)
+    else:
         reactor = installed_reactor()
         if not is_reactor_thread(reactor):
             return call_in_thread_of(reactor, f, timeout)
-    home = home_to_wait_in()
+        home = home_to_wait_in()
     result = as_deferred(f())
-    return _wait(home, result, timeout) if isinstance(result, Deferred) else result
+    return _wait(home, result, timeout) if is_deferred(result) else result

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from greenlet import getcurrent
 from twisted.internet.defer import Deferred
@@ -244,6 +244,12 @@ class Call(Deferred[Any]):
 CLOSED: Any = object()
 """The result of a call whose pool was closed. Its error is made when it is delivered: there may be
 thousands of them at once."""
+
+
+def is_deferred(result: object) -> TypeGuard[Deferred[Any]]:
+    """``isinstance(result, Deferred)``, which would ask an abstract base class, and takes ten
+    times as long."""
+    return Deferred in type(result).__mro__
 
 
 def current_call() -> Call | None:
