@@ -15,10 +15,7 @@ def noop() -> int:
 
 def batches(call: Callable[[], Any], at_once: int, calls: int) -> Callable[[], Awaitable[Round]]:
     """A round: batch after batch, each of so many Deferreds, until all of it have fired."""
-    from twisted.internet import reactor
     from twisted.internet.defer import Deferred
-
-    call_soon = reactor.callFromThread
 
     async def round() -> Round:
         left = 0
@@ -27,8 +24,7 @@ def batches(call: Callable[[], Any], at_once: int, calls: int) -> Callable[[], A
             nonlocal left
             left -= 1
             if not left:
-                # Wherever this one fires, the next batch begins in the reactor's greenlet.
-                call_soon(done.callback, None)
+                done.callback(None)
 
         began = perf_counter()
         for _ in range(calls // at_once):

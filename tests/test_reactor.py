@@ -409,3 +409,45 @@ def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(run_program:
         assert SLICE not in asked
         """
     )
+
+
+def test_a_timeout_that_is_put_off_again_and_again_costs_one_turn(run_program: Any) -> None:
+    run_program(
+        """
+        import gevent, greendefer
+        greendefer.install()
+        from time import monotonic
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+        from twisted.internet.task import deferLater
+
+        wait = reactor.cooperative_wait
+
+        def main():
+            began = monotonic()
+            fired = Deferred()
+            call = reactor.callLater(0.5, fired.callback, None)
+            for _ in range(50):
+                gevent.sleep(0.005)
+                call.reset(0.5)
+            reset_at = monotonic()
+            turns = wait.turns
+            greendefer.wait_for_deferred(fired)
+            assert monotonic() - reset_at > 0.49
+            assert wait.turns - turns < 8, wait.turns - turns
+            for delay in (0.02, 0.001, 0.01, 0):  # later, sooner, and at once
+                began = monotonic()
+                greendefer.wait_for_deferred(deferLater(reactor, delay))
+                assert monotonic() - began >= delay - 0.001
+            reactor.stop()
+
+        reactor.callWhenRunning(lambda: greendefer.defer_to_greenlet(main).addErrback(fail))
+        def fail(failure):
+            failures.append(failure)
+            reactor.stop()
+        failures = []
+        reactor.run()
+        for failure in failures:
+            failure.raiseException()
+        """
+    )

@@ -7,6 +7,7 @@ the hub wait for that one descriptor, and then polls with a timeout of 0, is a g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -24,6 +25,10 @@ SLICE = 0.002
 """Seconds that greendefer's own work (starting calls, delivering results) may take before
 somebody else gets a turn, and that greenlets may take between two turns of the reactor. Half of
 gevent's own bound for callbacks (``sys.getswitchinterval()``)."""
+
+
+ALARM_PRECISION = 0.0001
+"""Seconds. libev and libuv round to milliseconds."""
 
 
 class Onlooker(Protocol):
@@ -69,6 +74,9 @@ class CooperativeWait:
         loop: Any = hub.loop
         self.loop = loop
         self._watchers: list[Any] = []
+        self._at_once: Any = loop.timer(0.0, priority=loop.MAXPRI)
+        self._alarm: Any = None
+        self._alarm_at = inf
         # libev's loop can say whether anything is alive in it, libuv's can't.
         self._can_tell = hasattr(loop, "activecnt") and hasattr(loop, "pendingcnt")
         self._is_busy = False
@@ -173,26 +181,51 @@ class CooperativeWait:
         return self._parked is not None
 
     def _go_round(self, timeout: float | None) -> None:
-        watchers = list(self._watchers)
+        new: list[Any] = []
+        if self._descriptors is not None:
+            try:
+                new += [self._watcher(fd, events) for fd, events in self._descriptors()]
+            except (OSError, ValueError):
+                # One that is no longer open. The stock poller will find it, and say so.
+                timeout = 0.0
+            if not new and timeout:
+                new.append(self.loop.timer(timeout))  # something must keep the loop alive
         try:
-            if self._descriptors is not None:
-                watchers += [self._watcher(fd, events) for fd, events in self._descriptors()]
-            if timeout is not None:
-                watchers.append(self.loop.timer(timeout, priority=self.loop.MAXPRI))
-        except (OSError, ValueError):
-            # A descriptor that is no longer open. The stock poller will find it, and say so.
-            watchers = [self.loop.timer(0.0, priority=self.loop.MAXPRI)]
-        # libev counts a timer from when its loop last looked at the clock.
-        self.loop.update_now()
-        try:
-            for watcher in watchers:
+            for watcher in self._watchers or new:
                 watcher.start(self._resume)
+            if timeout is not None:
+                self._set_alarm(timeout)
             self._park(self.hub)
         finally:
-            for watcher in (*watchers, *self._watchers):  # these are new ones in a forked child
+            for watcher in self._watchers or new:  # other ones in a forked child
                 watcher.stop()
-            for watcher in watchers[len(self._watchers) :]:
+            for watcher in new:
                 watcher.close()
+            self._at_once.stop()
+
+    def _set_alarm(self, timeout: float) -> None:
+        """Have the hub end the wait in so many seconds, or before.
+
+        An alarm for an earlier time stays, and then the reactor takes one turn too many: what
+        protocols wait for at most is put off with each thing that they get. It keeps no loop
+        alive.
+        """
+        if timeout <= 0.0:
+            self._at_once.start(self._resume, update=True)
+            return
+        at = monotonic() + timeout
+        if at > self._alarm_at - ALARM_PRECISION:
+            return
+        if self._alarm is not None:
+            self._alarm.stop()
+            self._alarm.close()
+        self._alarm_at = at
+        self._alarm = self.loop.timer(timeout, ref=False, priority=self.loop.MAXPRI)
+        self._alarm.start(self._ring, update=True)
+
+    def _ring(self) -> None:
+        self._alarm_at = inf
+        self._resume()
 
     def _park(self, hub: Hub) -> None:
         me = self._parked
