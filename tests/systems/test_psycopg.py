@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from servers import PostgreSQL
 from twisted.internet.defer import CancelledError
@@ -170,3 +171,59 @@ class TestPsycopg(ClientTests):
             ours.install()
             client.release()
             client.close()
+
+
+@pytest.mark.skipif(psycopg.__name__ == "psycopg2", reason="for psycopg 3's own waiting")
+class TestWaitingInTheHub:
+    """Its generators are told what they asked for: to read, to write, both, and nothing."""
+
+    @pytest.fixture
+    def connection(self, server: PostgreSQL) -> Iterator[Any]:
+        with psycopg.connect(
+            host="127.0.0.1", port=server.port, user="postgres", dbname="postgres", autocommit=True
+        ) as connection:
+            yield connection
+
+    def test_it_is_ours(self, server: PostgreSQL) -> None:
+        assert psycopg.waiting.wait.__wrapped__ is psycopg.waiting.wait_poll
+        ours.install()
+        assert psycopg.waiting.wait.__wrapped__ is psycopg.waiting.wait_poll
+
+    def test_more_than_fits_in_both_directions(self, connection: Any) -> None:
+        data = "x" * 5_000_000
+        assert connection.execute("SELECT %s::text", [data]).fetchone() == (data,)
+        connection.execute("CREATE TEMPORARY TABLE lines (text text)")
+        cursor = connection.cursor()
+        with cursor.copy("COPY lines FROM STDIN") as copy:
+            for _ in range(200):
+                copy.write_row(("y" * 50_000,))
+        with cursor.copy("COPY lines TO STDOUT") as copy:
+            assert sum(len(row[0]) for row in copy.rows()) == 200 * 50_000
+
+    def test_a_pipeline(self, connection: Any) -> None:
+        with connection.pipeline():
+            cursors = [connection.execute("SELECT %s::text", ["z" * 100_000]) for _ in range(100)]
+            assert all(len(cursor.fetchone()[0]) == 100_000 for cursor in cursors)
+
+    def test_notifications_with_and_without_one(self, connection: Any, server: PostgreSQL) -> None:
+        connection.execute("LISTEN news")
+        assert list(connection.notifies(timeout=0.2)) == []  # it is told that nothing came
+        asked = gevent.spawn(lambda: next(connection.notifies(timeout=30)).payload)
+        with psycopg.connect(
+            host="127.0.0.1", port=server.port, user="postgres", dbname="postgres", autocommit=True
+        ) as other:
+            other.execute("NOTIFY news, 'hello'")
+        assert asked.get(timeout=30) == "hello"
+
+    def test_one_that_somebody_else_closes(self, connection: Any) -> None:
+        asked = gevent.spawn(connection.execute, "SELECT pg_sleep(600)")
+        while connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+            gevent.sleep(0.001)
+        connection.close()
+        with pytest.raises(psycopg.OperationalError):
+            asked.get(timeout=30)
+
+    def test_a_thread_has_its_own_hub(self, connection: Any) -> None:
+        threads = greendefer.NativeThreadPool(1)
+        got = threads.submit(lambda: connection.execute("SELECT 1").fetchone())
+        assert greendefer.wait_for_deferred(got) == (1,)
