@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import socket
-import subprocess
 import sys
 from time import perf_counter
 from typing import Any
@@ -22,7 +21,7 @@ def server(connections: int, trips: int) -> Any:
     """An echo server; a round is so many round trips over all connections together."""
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
-    from twisted.internet.protocol import Factory, Protocol
+    from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 
     class Echo(Protocol):
         def dataReceived(self, data: bytes) -> None:
@@ -54,11 +53,10 @@ def server(connections: int, trips: int) -> Any:
         listen(0, Factory.forProtocol(each), backlog=1000, interface=host).getHost().port
         for each in (Echo, Control)
     ]
-    clients = subprocess.Popen(
-        [sys.executable, __file__, "clients", *map(str, ports), str(connections)],
-        stdin=subprocess.DEVNULL,
-    )
-    reactor.addSystemEventTrigger("after", "shutdown", clients.wait)
+    # Not by the subprocess module: patched, it would leave a watcher in the hub, which then has
+    # something to wait for besides the reactor. They end with this process.
+    command = [sys.executable, __file__, "clients", *map(str, ports), str(connections)]
+    reactor.spawnProcess(ProcessProtocol(), command[0], command, env=None, childFDs={1: 1, 2: 2})
     control: list[Control] = []
 
     async def round() -> Round:
@@ -98,6 +96,15 @@ def clients(port: int, control_port: int, connections: int) -> None:
                     started += 1
         asked.write(f"{perf_counter() - began}\n")
         asked.flush()
+
+
+def server_beside_greenlets(connections: int, trips: int) -> Any:
+    """The same, while greenlets wait, too: the hub has to be asked each time."""
+    import gevent
+
+    for _ in range(10):
+        gevent.spawn(gevent.sleep, 3600)
+    return server(connections, trips)
 
 
 def both_ends(connections: int, trips: int) -> Any:
@@ -148,8 +155,13 @@ def main(bench: Bench) -> None:
                 "connections": connections,
                 "trips": bench.size(1500 if connections == 1 else 3000, connections),
             }
+            beside = []
+            if function == "server":
+                busy = f"{function}_beside_greenlets"
+                beside = [Side("native, beside greenlets", busy, "green", options=options)]
             samples = bench.measure(
                 [
+                    *beside,
                     Side("epoll", function, "epoll", options=options),
                     Side("native", function, "green", options=options),
                     Side("native, patched", function, "green", True, options),
@@ -164,6 +176,7 @@ def main(bench: Bench) -> None:
                 ("native", "epoll", native),
                 ("native, patched", "epoll", native),
                 ("native, patched", "poll, patched", None),
+                *((side.name, "epoll", None) for side in beside),
                 ("asyncio", "stock asyncio", 1.0),
                 ("asyncio, patched", "stock asyncio", 1.0),
             ):

@@ -155,7 +155,7 @@ class Stream:
         self._prefetch = prefetch
         self._closes = closes
         self._context = copy_context()
-        self._call_soon: Callable[..., object]
+        self._deliver: Callable[[Callable[[Any], object], Any], None]
         self._has_slot = False
         self._fill: Call | None = None
         self._deadline: Deadline | None = None
@@ -247,7 +247,7 @@ class Stream:
             entered = worker.open(self._timeouts)
             self.worker = worker
             entered.addCallbacks(self._got_slot, self._got_no_slot)
-        self._call_soon = worker.home.call_soon
+        self._deliver = worker.home.deliver
         worker.at_exit(self._close_source)
         return worker
 
@@ -293,7 +293,7 @@ class Stream:
         self._wake()
         return None
 
-    def _woken(self) -> None:
+    def _woken(self, _: None) -> None:
         self._posted = False
         self._wake()
 
@@ -363,9 +363,9 @@ class Stream:
     def forgotten(self) -> None:
         """Nobody can ask for items any more. In any thread."""
         if self.worker is not None and (not self._over or self._close_failure is not None):
-            self._call_soon(self._close_unheard)
+            self._deliver(self._close_unheard, None)
 
-    def _close_unheard(self) -> None:
+    def _close_unheard(self, _: None) -> None:
         def closed(failure: Failure) -> None:
             _log.failure("Closing {name} failed, and nobody waited for it", failure, name=self.name)
 
@@ -444,7 +444,7 @@ class Stream:
             if self.waiting is not None and not self._posted:
                 # The next step may take its time. Those that do not are delivered with this one.
                 self._posted = True
-                self._call_soon(self._woken)
+                self._deliver(self._woken, None)
 
     def _close_source(self) -> None:
         """Close what there is to close, once."""
