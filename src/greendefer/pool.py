@@ -298,6 +298,8 @@ class PoolWorker(Pool):
         try:
             self._carrier.serve()
         finally:
+            if self.host is not None:  # else it is a thread, which was faster than open()
+                self.host.is_leaving = True  # a kill on its way would cut off what cleans up
             self._run_exits()
         if self._aborted:
             raise GreenletExit  # what is around the worker is to know that not all went well
