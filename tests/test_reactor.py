@@ -235,6 +235,10 @@ class TestFairness:
         # Each of the greenlets had at most a few rounds between two turns of the reactor's.
         assert turns["greenlet"] / (turns["timer"] + turns["io"]) < 100 * 50
 
+    @pytest.mark.skipif(
+        gevent.config.loop.__module__.startswith("gevent.libuv"),
+        reason="libuv has no priorities: see docs/limits.md",
+    )
     def test_greenlets_that_one_poll_found_ready_let_the_reactor_in(
         self, reactor: Any, stats: Any
     ) -> None:
@@ -377,9 +381,13 @@ def test_what_the_reactor_starts_between_two_greenlets_starts_at_once(
     assert in_reactor(start)
 
 
-def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(run_program: Any) -> None:
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(
+    loop: str, run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A greenlet and the reactor take turns, thousands of times: somebody is always ready, and the
     poller must not wait meanwhile, for all that its own descriptors have nothing to say."""
+    monkeypatch.setenv("GEVENT_LOOP", loop)
     run_program(
         """
         import greendefer

@@ -77,8 +77,9 @@ class CooperativeWait:
         self._at_once: Any = loop.timer(0.0, priority=loop.MAXPRI)
         self._alarm: Any = None
         self._alarm_at = inf
-        # libev's loop can say whether anything is alive in it, libuv's can't.
-        self._can_tell = hasattr(loop, "activecnt") and hasattr(loop, "pendingcnt")
+        # libev's loop can say whether anything is alive in it; libuv's, which has no priorities,
+        # says 0 whatever there is (gevent/_ffi/loop.py, activecnt and pendingcnt).
+        self._can_tell = loop.MAXPRI > loop.MINPRI
         self._is_busy = False
         # What make_way() puts before all others. libuv's watchers have feed(), but it raises.
         self._express: Any = None
