@@ -456,3 +456,42 @@ def test_a_program_that_is_patched_after_the_reactor_was_made(kind: str, run_pro
         assert result == ["done"], result
         """
     )
+
+
+def test_on_libuv_a_pool_leaves_no_watcher_behind(
+    run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libuv keeps a pointer to each that is not closed: once its pool is garbage, the next one that
+    is made there, or closed, writes to memory that is somebody else's."""
+    monkeypatch.setenv("GEVENT_LOOP", "libuv")
+    run_program(
+        """
+        import time, gevent, greendefer
+        greendefer.install()
+        from twisted.internet import reactor
+        from greendefer import GreenPool, defer_to_greenlet, wait_for_deferred
+
+        def open_but_stopped():
+            gevent.sleep(0.01)  # they are closed in the loop's next round
+            handles = gevent.get_hub().loop.debug()
+            return sum(not each.active and not each.closing for each in handles)
+
+        def longer_than_a_slice():
+            until = time.monotonic() + 0.003
+            while time.monotonic() < until:
+                pass
+
+        def run():
+            before = open_but_stopped()
+            pools = [GreenPool(2) for _ in range(5)]
+            for d in [pool.submit(longer_than_a_slice) for pool in pools for _ in range(4)]:
+                wait_for_deferred(d)
+            assert open_but_stopped() == before, (open_but_stopped(), before)
+            reactor.stop()
+
+        running = gevent.spawn(run)
+        running.link_exception(lambda _: reactor.crash())
+        reactor.run()
+        assert running.successful()
+        """
+    )

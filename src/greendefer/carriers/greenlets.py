@@ -176,7 +176,7 @@ class GreenletCarrier:
         self.ready: deque[Call | Errand] = deque()
         self._scheduled = False
         self.until: float = 0.0
-        self._next_round: Any = self._loop.timer(0.0)
+        self._next_round: Any = None
         self._trimmer: Any = None
         self._fewest_idle = 0
 
@@ -213,7 +213,13 @@ class GreenletCarrier:
             self._scheduled = bool(self.ready)
             if self.ready:
                 # A callback would run before the hub polls again; a timer lets it go round first.
+                if self._next_round is None:
+                    self._next_round = self._loop.timer(0.0)
                 self._next_round.start(self._dispatch, update=True)
+            elif self._next_round is not None:
+                # A pool may be forgotten, and libuv has a pointer to what is not closed then.
+                self._next_round.close()
+                self._next_round = None
             if self._trimmer is None:
                 self._trimmer = self._loop.timer(IDLE_SECONDS, IDLE_SECONDS, ref=False)
                 self._trimmer.start(self._trim)
