@@ -34,4 +34,5 @@ def _queue_of_caller() -> Any:
             "blockingCallFromThread() in the reactor's own greenlet would wait for itself: call "
             "the function, and use its Deferred."
         )
-    return gevent.queue.SimpleQueue()
+    # (Not its SimpleQueue, which was the standard library's until gevent 25.4.)
+    return gevent.queue.Queue()
