@@ -410,7 +410,7 @@ class TestAlreadyInstalled:
                 from twisted.internet import reactor
                 greendefer.install()
             greendefer.install()
-            for f, said in (main, "main() (<string>)"), (greendefer.install, "python -v"):
+            for f, said in (main, "main() (<string>"), (greendefer.install, "python -v"):
                 try:
                     f()
                 except ReactorAlreadyInstalledError as e:

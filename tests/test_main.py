@@ -38,7 +38,10 @@ from threading import Barrier
 from twisted.internet import reactor
 import helper
 from wrapt import synchronized
-from wrapt.synchronization import Lock
+try:
+    from wrapt.synchronization import Lock
+except ImportError:  # before wrapt 2
+    from wrapt.decorators import Lock
 
 assert Lock is threading.Lock
 together = Barrier(2)
