@@ -153,7 +153,9 @@ def test_a_keyboard_interrupt_is_no_error_of_an_event() -> None:
         call_with_logger(Selectable(), interrupted)
 
 
-@pytest.mark.parametrize("has, kind", [("epoll", "epoll"), ("kqueue", "kqueue"), ("", "select")])
+@pytest.mark.parametrize(
+    ("has", "kind"), [("epoll", "epoll"), ("kqueue", "kqueue"), ("", "select")]
+)
 def test_the_native_poller(has: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def get_original(module: str, name: str) -> Any:
         if name != has:

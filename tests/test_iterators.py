@@ -188,6 +188,8 @@ class TestItems:
         async def main() -> None:
             async with over(source, pool, prefetch=5) as it:
                 assert await it.__anext__() == 0
+                while source.produced < 6:
+                    await green_deferred(gevent.sleep)(0)
                 for _ in range(100):
                     await green_deferred(gevent.sleep)(0)
                 assert source.produced == 6
