@@ -3,19 +3,28 @@
 import shutil
 import stat
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
 
 nox.options.sessions = ["tests"]
 nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True  # rather than skip what was asked for
 nox.needs_version = ">=2024.4.15"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+ON_PSYCOPG3 = [
+    f"tests/systems/test_{name}.py"
+    for name in ("django", "django_native", "doctor", "psycopg", "wsgi")
+]
+LOOPS = {"libev": "libev-cext", "libuv": "libuv"}  # as GEVENT_LOOP has them
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    session.install("-e", ".[quickstart]", *nox.project.dependency_groups(PROJECT, *groups))
+def install(session: nox.Session, *groups: str, args: Sequence[str] = ()) -> None:
+    groups = nox.project.dependency_groups(PROJECT, *groups)
+    session.install("-e", ".[quickstart]", *groups, *args)
 
 
 @nox.session
@@ -24,6 +33,57 @@ def tests(session: nox.Session) -> None:
     install(session, "test")
     session.run("python", "-m", "pytest", *session.posargs)
     session.run("python", "-m", "gevent.monkey", "--module", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("loop", [nox.param(loop, id=loop) for loop in LOOPS])
+@nox.parametrize("dependencies", [nox.param(each, id=each) for each in ("lowest", "newest")])
+def versions(session: nox.Session, dependencies: str, loop: str) -> None:
+    """The tests on each Python, the lowest and newest of what we need, and both loops of gevent.
+
+    All of them: ``nox -s versions``; one: ``nox -s "versions-3.12(lowest, libuv)"``.
+    """
+    install(session, "test", args=needed(dependencies))
+    session.run("python", "-m", "pip", "list")
+    env = {"GEVENT_LOOP": LOOPS[loop]}
+    session.run("python", "-m", "pytest", *session.posargs, env=env)
+    session.run("python", "-m", "gevent.monkey", "--module", "pytest", *session.posargs, env=env)
+
+
+def needed(which: str) -> list[str]:
+    """For pip: what greendefer depends on, at its lower bounds or as new as can be."""
+    dependencies = PROJECT["project"]["dependencies"]
+    if which == "newest":
+        return ["--upgrade", *(each.partition(">=")[0] for each in dependencies)]
+    return [each.replace(">=", "==") for each in dependencies]
+
+
+@nox.session(reuse_venv=False)  # what is installed on the way must not be there at its start
+def coverage(session: nox.Session) -> None:
+    """How much of src/ the tests run, by lines and branches: if it is less than it was, this fails.
+
+    The tests and the systems tests, unpatched and patched. See [tool.coverage] in pyproject.toml
+    for what is left out, and why.
+    """
+    install(session, "test", "coverage")
+    session.run("coverage", "erase")
+    measured = ("coverage", "run", "-m")
+    patched = (*measured, "gevent.monkey", "--module")
+    # These have bounds in time and memory, which are for programs that nobody traces.
+    bounded = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
+    # And this one interrupts a loop that does nothing else, which is then the tracer's.
+    bounded.append("--deselect=tests/test_programs.py::TestInterrupt")
+    session.run(*measured, "pytest", *bounded, *session.posargs)
+    session.run(*patched, "pytest", *bounded, *session.posargs)
+    install(session, "systems", "coverage")
+    session.run(*measured, "pytest", "tests/systems", *session.posargs)
+    session.run(*patched, "pytest", "tests/systems", *session.posargs)
+    # Django takes psycopg 3 wherever it can import it, so psycopg2 had its turn first.
+    install(session, "systems-psycopg3", "coverage")
+    session.run(*patched, "pytest", *ON_PSYCOPG3, *session.posargs)
+    session.run("coverage", "combine", "-q")
+    session.run("coverage", "html", "-q")
+    session.run("coverage", "report")
 
 
 @nox.session
@@ -112,8 +172,7 @@ def systems(session: nox.Session) -> None:
 def systems_psycopg3(session: nox.Session) -> None:
     """Django on psycopg 3, and psycopg 3. (Django takes it wherever it can import it.)"""
     install(session, "systems-psycopg3")
-    names = ("django", "django_native", "doctor", "psycopg", "wsgi")
-    systems_tests(session, *(f"tests/systems/test_{name}.py" for name in names))
+    systems_tests(session, *ON_PSYCOPG3)
 
 
 @nox.session
