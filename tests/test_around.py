@@ -284,3 +284,14 @@ def test_it_must_be_callable() -> None:
         GreenPool(1, around=suppress(ValueError))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"ExecutorPool\(around=\.\.\.\) must be a callable"):
         ExecutorPool(Executor, 1, around=suppress(ValueError))  # type: ignore[arg-type]
+
+
+def test_it_is_not_called_yet() -> None:
+    """What a context manager's function returns can be called, but for another purpose."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        yield
+
+    with pytest.raises(TypeError, match=r"called for each call: around=f, not around=f\(\)"):
+        GreenPool(1, around=around())  # type: ignore[arg-type]

@@ -9,11 +9,13 @@ import inspect
 import pickle
 import time
 import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gevent
 import pytest
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, succeed
 from twisted.python import context as twisted_context
 from twisted.python.failure import Failure
 
@@ -371,11 +373,79 @@ class TestOptions:
 
         with pytest.raises(greendefer.CallTimeout):
             with_options(wait, timeout=0.01)()
-        with pytest.raises(TypeError, match="has no option 'pool'"):
+        with pytest.raises(TypeError, match=r"<blocking_from_greenlet of .*> has no option 'pool'"):
             with_options(wait, pool=GreenPool())
 
 
 class TestBadInput:
+    def test_a_generator_function(self) -> None:
+        """Its body would run wherever somebody iterates over its result."""
+
+        def generator() -> Iterator[int]:
+            yield 1
+
+        class Callable:
+            def __call__(self) -> Iterator[int]:
+                yield 1
+
+        for f in (
+            generator,
+            functools.partial(generator),
+            staticmethod(generator),
+            classmethod(generator),  # type: ignore[arg-type]
+            Callable(),
+        ):
+            with pytest.raises(TypeError, match=r"is a generator function: .* @green_iterator"):
+                green_deferred(f)
+
+    def test_a_function_of_inline_callbacks_is_none(self) -> None:
+        @green_deferred
+        @inlineCallbacks
+        def f() -> Any:
+            got = yield succeed(3)
+            return got
+
+        assert wait_for_deferred(f()) == 3
+
+    @pytest.mark.parametrize("decorate", [green_deferred, greendefer.green_iterator])
+    @pytest.mark.parametrize(
+        ("option", "says"),
+        [
+            (GreenPool(3), r"Options have names: @{}\(pool=\.\.\.\)"),
+            (5, r"not 5. Options have names: @{}\(timeout=\.\.\.\)"),
+            (Timeouts(5), r"Options have names: @{}\(timeout=\.\.\.\)"),
+            (property(len), "Write @property above @{}"),
+        ],
+    )
+    def test_an_option_without_its_name(self, decorate: Any, option: Any, says: str) -> None:
+        with pytest.raises(TypeError, match=says.format(decorate.__name__)):
+            decorate(option)
+
+    @pytest.mark.parametrize(
+        ("pool", "says"),
+        [
+            ("http", "must be a pool, a callable that returns one, or None .*, not 'http'"),
+            (GreenPool, "which is the class: make a pool of it"),
+            (ThreadPoolExecutor(1), r"make a pool of it, greendefer\.ExecutorPool\(executor, size"),
+            (lambda: GreenPool(), r"<lambda> at .*> is called with one argument, the instance"),
+            (lambda self, extra: extra, "is called with one argument, .*: missing a required"),
+        ],
+    )
+    def test_what_no_call_gets_a_pool_from(self, pool: Any, says: str) -> None:
+        for decorate in green_deferred, greendefer.green_iterator:
+            with pytest.raises(TypeError, match=says):
+                decorate(pool=pool)  # type: ignore[operator]
+
+    def test_the_result_of_a_call_has_no_options(self) -> None:
+        d = plain(1)
+        with pytest.raises(TypeError, match=r"a call has returned. Write with_options\(f, "):
+            with_options(d, timeout=1)  # type: ignore[call-overload]
+        assert wait_for_deferred(d) == (1, 2, 3)
+
+    def test_what_was_called_already(self) -> None:
+        with pytest.raises(TypeError, match=r"not 3; .*: submit\(f, x\), not submit\(f\(x\)\)"):
+            GreenPool().submit(len("abc"))  # type: ignore[arg-type]
+
     @pytest.mark.parametrize("f", [None, 1, "f", [len]])
     def test_not_callable(self, f: Any) -> None:
         for decorate in green_deferred(pool=GreenPool()), blocking_from_greenlet(timeout=1):

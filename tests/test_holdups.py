@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from greendefer.instrumentation import warn_of_holdups
+
 WATCHED = """
     import sys, time
     from gevent import monkey
@@ -117,3 +121,15 @@ def test_switched_off_and_asleep(run_program: Any) -> None:
     task.react(main)
     """
     )
+
+
+@pytest.mark.parametrize("seconds", ["1", True])
+def test_a_limit_that_is_no_number(seconds: Any) -> None:
+    with pytest.raises(TypeError, match=r"warn_of_holdups\(seconds\) must be a number"):
+        warn_of_holdups(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_limit_that_can_not_be(seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"warn_of_holdups\(seconds\) must be"):
+        warn_of_holdups(seconds)

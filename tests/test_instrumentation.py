@@ -120,6 +120,22 @@ def test_a_hook_that_fails_is_logged(logged: Any, seen: Any) -> None:
     logged.clear()
 
 
+def test_what_is_no_hook(seen: Any) -> None:
+    with pytest.raises(TypeError, match=r"needs a list of hooks, not <.*LoggingHook"):
+        set_hooks(LoggingHook())  # type: ignore[arg-type]
+
+    class Half:
+        def submitted(self, call: CallDetails) -> None:
+            pass
+
+        rejected = submitted
+
+    with pytest.raises(TypeError, match=r"Half .* has no method started, ended; a hook has"):
+        set_hooks([Recorder(), Half()])  # type: ignore[list-item]
+    InlinePool().submit(len, "four")
+    assert seen  # those from before are told still
+
+
 def test_logging(caplog: pytest.LogCaptureFixture) -> None:
     set_hooks([LoggingHook()])
     with caplog.at_level(logging.DEBUG, "greendefer"):

@@ -138,6 +138,18 @@ class TestDoctor:
         assert "note    sqlite3" in done.stdout
         assert "BLOCKS  import" not in done.stdout
 
+    def test_help(self, run: Run) -> None:
+        done = run("-m", "greendefer.doctor", "--help")
+        assert "print(greendefer.doctor.report())" in done.stdout
+        assert "BLOCKS" not in done.stdout
+
+    def test_it_does_not_look_at_a_script(self, run: Run) -> None:
+        """And does not look as if it had."""
+        done = run("-m", "greendefer.doctor", "service.py", code=2)
+        assert "takes no arguments, not 'service.py'" in done.stderr
+        assert "have that print(greendefer.doctor.report())" in done.stderr
+        assert done.stdout == ""
+
     def test_it_installs_no_reactor(self, run: Run) -> None:
         run("-c", "import sys, greendefer.doctor as d; d.report(); "
             "assert 'twisted.internet.reactor' not in sys.modules")  # fmt: skip

@@ -131,6 +131,11 @@ def test_a_closed_pool_does_not_recurse(in_reactor: Any) -> None:
 def test_wrong_uses(in_reactor: Any) -> None:
     with pytest.raises(TypeError, match="decorates a method, not 3"):
         greendefer.in_order(3)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"test_wrong_uses.* is async, and runs in the reactor"):
+
+        @greendefer.in_order
+        async def dataReceived(self: Any, data: bytes) -> None: ...
+
     with pytest.raises(TypeError, match="must be a pool or None, not 3"):
         greendefer.in_order(pool=3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="called without an object"):

@@ -16,7 +16,13 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    ensureDeferred,
+    gatherResults,
+    inlineCallbacks,
+)
 
 import greendefer
 from greendefer import (
@@ -31,6 +37,7 @@ from greendefer import (
     wait_for_deferred,
     with_options,
 )
+from greendefer.proxycalls import ProxyCall
 
 
 class ClientError(Exception):
@@ -399,6 +406,31 @@ class TestPlainThings:
             list(p)
         with pytest.raises(TypeError, match="use `async for`"):
             next(p)
+
+    def test_a_forgotten_await_is_told(self, client: Any) -> None:
+        """A call is a Deferred, and says so, whatever else it is taken for."""
+        says = r"A call of Client\.get is a Deferred: await it"
+        call = client.get("k")
+        with pytest.raises(AttributeError, match=rf"{says}.* no attribute 'keys'"):
+            call.keys()
+        with pytest.raises(TypeError, match=f"{says}.* no items"):
+            call["key"]
+        with pytest.raises(TypeError, match=f"{says}.* a plain `with`"), call:
+            pass
+        with pytest.raises(TypeError, match=f"{says}.* a plain `for`"):
+            list(call)  # of a Deferred, this would never end
+        assert not hasattr(ProxyCall.__new__(ProxyCall), "keys")  # as copying asks
+        assert wait_for_deferred(call)[0] == "k"
+
+    def test_yield_from(self, client: Any, in_reactor: Any) -> None:
+        @inlineCallbacks
+        def main() -> Any:
+            got = yield from client.get("k")
+            with pytest.raises(ClientError):
+                yield from client.fail()
+            return got
+
+        assert wait_for_deferred(main())[0] == "k"
 
     def test_a_proxy_of_a_proxy(self, client: Any) -> None:
         p = green_proxy(client, timeout=5)

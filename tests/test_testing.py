@@ -28,6 +28,11 @@ def result_of(d: Deferred[Any]) -> Any:
     return result.value if isinstance(result, Failure) else result
 
 
+def test_a_clock_is_needed() -> None:
+    with pytest.raises(TypeError, match=r"needs a twisted\.internet\.task\.Clock, not 5"):
+        ClockPool(5)  # type: ignore[arg-type]
+
+
 class TestInline:
     def test_it_has_fired_when_it_returns(self, stats: Any) -> None:
         pool = InlinePool()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -66,10 +66,12 @@ class Pool:
             check_count(f"{what}(max_queued=...)", max_queued, 0)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"{what}(name=...) must be a string or None, not {shown(name)}")
-        if around is not None and not callable(around):
+        # What @contextmanager makes is callable, too, and is entered once only.
+        if around is not None and (not callable(around) or isinstance(around, ContextDecorator)):
+            hint = "; it is called for each call: around=f, not around=f()"
             raise TypeError(
                 f"{what}(around=...) must be a callable that returns a context manager, or None, "
-                f"not {shown(around)}"
+                f"not {shown(around)}{hint if hasattr(around, '__enter__') else ''}"
             )
         self.around = around
         self.name = name
@@ -120,7 +122,10 @@ class Pool:
         :raises GreendeferError: no reactor is installed, or this is not its thread.
         """
         if not callable(f):
-            raise TypeError(f"submit(f, ...) needs something to call, not {shown(f)}")
+            raise TypeError(
+                f"submit(f, ...) needs something to call, not {shown(f)}; it calls that itself: "
+                "submit(f, x), not submit(f(x))"
+            )
         return self._call(f, args, kwargs, None, "kill")
 
     def stats(self) -> PoolStats:

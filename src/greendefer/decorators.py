@@ -25,6 +25,7 @@ from .wrapping import (
     behaviour_of,
     check_callable,
     is_async,
+    is_generator,
 )
 
 P = ParamSpec("P")
@@ -34,6 +35,8 @@ C = TypeVar("C")
 
 class Blocking(Behaviour):
     """:func:`blocking_from_greenlet`."""
+
+    decorator = "blocking_from_greenlet"
 
     def __init__(self, timeout: float | None) -> None:
         check_seconds("timeout=...", timeout)
@@ -59,6 +62,8 @@ class Blocking(Behaviour):
 
 class Iterates(OnAPool):
     """:func:`green_iterator`."""
+
+    decorator = "green_iterator"
 
     def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, prefetch: int) -> None:
         super().__init__(pool, timeout)
@@ -158,7 +163,8 @@ def green_deferred(
         ``KeyboardInterrupt`` raised by the function included); with :class:`CallTimeout`,
         :class:`PoolFull`, :class:`PoolClosed` or Twisted's ``CancelledError``. A rejection and
         your own ``cancel()`` fire where they are called.
-    :raises TypeError: `func` is not callable, or is an ``async def``; an option has a wrong type.
+    :raises TypeError: `func` is not callable, is an ``async def``, or is a generator function
+        (:func:`green_iterator` is for these); an option has a wrong type.
     :raises ValueError: an option has a value that is not allowed.
 
     Calling the result raises :class:`GreendeferError` where no reactor is installed, or in another
@@ -174,6 +180,11 @@ def green_deferred(
                 "awaits. Use "
                 "Deferred.fromCoroutine(f()) to get a Deferred, or @blocking_from_greenlet to "
                 "call it from blocking code."
+            )
+        if is_generator(func):
+            raise TypeError(
+                f"{shown(func)} is a generator function: it would return at once, and its body "
+                "run, and block, where somebody iterates over that. Use @green_iterator."
             )
         return apply(green, func)
 
@@ -319,9 +330,12 @@ def with_options(
         return MethodType(with_options(decorated.__func__, **given), decorated.__self__)
     behaviour = behaviour_of(decorated)
     if behaviour is None:
+        hint = ""
+        if isinstance(decorated, (Deferred, GreenIterator)):
+            hint = ", which a call has returned. Write with_options(f, timeout=1)(x)"
         raise TypeError(
             "with_options(decorated, ...) needs a callable that was decorated with "
-            f"@green_deferred, not {shown(decorated)}"
+            f"@green_deferred, not {shown(decorated)}{hint}"
         )
     options = behaviour.options
     for name in given:

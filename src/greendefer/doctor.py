@@ -23,6 +23,7 @@ import gevent
 from gevent import monkey
 
 from ._patched import WAITS, kept_natives
+from .errors import shown
 
 Verdict = Literal["ok", "BLOCKS", "note"]
 
@@ -260,8 +261,20 @@ def _version(package: str) -> str:
 def main() -> int:
     """Print the report.
 
-    :returns: 1 if something blocks, else 0.
+    :returns: 1 if something blocks, 2 if there are arguments, of which it has none, else 0.
     """
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if arguments:
+        print(
+            f"python -m greendefer.doctor takes no arguments, not {shown(arguments[0])}. It looks "
+            "at this environment; for one program, have that print(greendefer.doctor.report()) "
+            "after its imports.",
+            file=sys.stderr,
+        )
+        return 2
     print(report())
     return int("BLOCKS" in {finding.verdict for finding in examine()})
 

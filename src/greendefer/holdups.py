@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from .carriers.greenlets import Worker
 from .carriers.native import IDLE_SECONDS, SimpleQueue, start_thread
+from .policy import check_seconds
 
 if TYPE_CHECKING:
     from .home import GreenHome
@@ -38,8 +39,14 @@ def warn_of_holdups(seconds: float | None) -> None:
     greenlets go on and the reactor does not.
 
     :param seconds: the limit, at first 0.25; ``None`` switches it off.
+    :raises TypeError: `seconds` is not a number.
+    :raises ValueError: `seconds` is zero, negative, NaN or infinite.
     """
     global _threshold
+    if seconds is not None:
+        check_seconds("warn_of_holdups(seconds)", seconds, needed=True)
+        if not seconds:
+            raise ValueError("warn_of_holdups(seconds) must be more than 0; None switches it off")
     _threshold = seconds
 
 
@@ -50,7 +57,6 @@ class HoldupWatch:
         self._home = home
         self._inbox = SimpleQueue()
         self._stopped = False
-        self._answered_at = 0.0
         self._out: tuple[int, float] | None = None
         self._runs = False
         self.asleep: bool = True

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.logger import Logger
 
+from .errors import shown
 from .holdups import warn_of_holdups as warn_of_holdups
 
 if TYPE_CHECKING:
@@ -58,14 +59,29 @@ class Hook(Protocol):
         """It never ran: the pool was full or closed."""
 
 
+_EVENTS = ("submitted", "started", "ended", "rejected")
+
 _hooks: tuple[Hook, ...] = ()
 
 
 def set_hooks(hooks: Iterable[Hook]) -> None:
     """Have these told of calls made from now on, and no others. Without any, a call pays
-    one look at an empty tuple."""
+    one look at an empty tuple.
+
+    :raises TypeError: `hooks` can't be iterated over, or one lacks a method of :class:`Hook`.
+    """
     global _hooks
-    _hooks = tuple(hooks)
+    if not isinstance(hooks, Iterable):
+        raise TypeError(f"set_hooks(hooks) needs a list of hooks, not {shown(hooks)}")
+    checked = tuple(hooks)
+    for hook in checked:
+        missing = [name for name in _EVENTS if not callable(getattr(hook, name, None))]
+        if missing:
+            raise TypeError(
+                f"set_hooks(hooks): {shown(hook)} has no method {', '.join(missing)}; a hook has "
+                f"{', '.join(_EVENTS)}"
+            )
+    _hooks = checked
 
 
 def get_hooks() -> tuple[Hook, ...]:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from .admission import Pool
 from .errors import PoolClosed, shown
 from .pool import default_pool
+from .wrapping import is_async
 
 _log = Logger(namespace="greendefer")
 
@@ -54,7 +55,7 @@ def in_order(method: Any = None, /, *, pool: Pool | None = None) -> Any:
         that is paused and, after an exception, aborted.
     :param pool: where the calls run; ``None`` is the default pool.
     :returns: the decorated method.
-    :raises TypeError: `method` is not callable, or `pool` not a pool.
+    :raises TypeError: `method` is not callable, or is an ``async def``, or `pool` is not a pool.
 
     Calling it raises :class:`GreendeferError` where no reactor is installed.
     """
@@ -64,6 +65,11 @@ def in_order(method: Any = None, /, *, pool: Pool | None = None) -> Any:
     def decorate(method: Any) -> Any:
         if not callable(method):
             raise TypeError(f"in_order decorates a method, not {shown(method)}")
+        if is_async(method):
+            raise TypeError(
+                f"in_order is for methods that block; {shown(method)} is async, and runs in the "
+                "reactor's greenlet"
+            )
         return wrapt.decorator(call)(method)
 
     def call(

@@ -174,6 +174,8 @@ class Place:
 class Method(Behaviour):
     """What a method of a proxied object does when it is called."""
 
+    decorator = "green_proxy"
+
     def __init__(self, rules: Rules, options: MethodOptions, place: Place, owner: Any) -> None:
         self._rules = rules
         self._options = options

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextvars import ContextVar, copy_context
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
@@ -123,6 +123,37 @@ class ProxyCall(Call):
         if self._pending:
             begin_all()
         return super().__await__()
+
+    def __iter__(self) -> Generator[Any, None, Any]:
+        """For ``yield from``. A plain ``for`` would get this Deferred again and again, for ever."""
+        steps = self.__await__()
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as e:
+                return e.value
+            yield step
+            if not self.called:  # whoever goes on now has not waited for it
+                raise TypeError(f"{self._unused} It can't be iterated over by a plain `for`.")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            if name.startswith("_") or "f" not in vars(self):  # copying and the like may ask
+                raise AttributeError(name)
+            raise AttributeError(f"{self._unused} It has no attribute {name!r} itself.")
+
+    def __getitem__(self, key: Any) -> Any:
+        raise TypeError(f"{self._unused} It has no items itself.")
+
+    def __enter__(self) -> Any:
+        raise TypeError(f"{self._unused} It can't be entered by a plain `with`.")
+
+    __exit__ = __enter__
+
+    @property
+    def _unused(self) -> str:
+        return f"A call of {self.name} is a Deferred: await it, or use `async for` or `async with`."
 
     def _claim(self) -> Callable[[], Any] | None:
         """What to call in place of beginning; ``None`` if it has begun."""

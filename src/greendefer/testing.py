@@ -19,6 +19,7 @@ from .admission import Pool
 from .call import Call
 from .carriers import PinnedCarrier
 from .deadlines import Deadlines
+from .errors import shown
 from .home import Home
 
 P = ParamSpec("P")
@@ -67,6 +68,7 @@ class ClockPool(Pool):
     tested as they are, and in no time.
 
     :param clock: whose time it is; it also says when things end.
+    :raises TypeError: `clock` is none.
     """
 
     def __init__(
@@ -77,6 +79,10 @@ class ClockPool(Pool):
         max_queued: int | None = None,
         name: str | None = "clock",
     ) -> None:
+        if not hasattr(clock, "seconds") or not hasattr(clock, "callLater"):
+            raise TypeError(
+                f"ClockPool(clock) needs a twisted.internet.task.Clock, not {shown(clock)}"
+            )
         super().__init__(size, max_queued=max_queued, name=name)
         self.clock = clock
         home = _TestHome(clock)

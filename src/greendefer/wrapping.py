@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,12 @@ returns one; or ``None`` for the default pool."""
 
 
 class Behaviour:
-    """What one decorated callable does when it is called."""
+    """What one decorated callable does when it is called.
+
+    :cvar decorator: the name of what decorates so.
+    """
+
+    decorator: str
 
     @property
     def options(self) -> dict[str, Any]:
@@ -52,11 +58,7 @@ class OnAPool(Behaviour):
     """
 
     def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None) -> None:
-        if pool is not None and not isinstance(pool, Pool) and not callable(pool):
-            raise TypeError(
-                "pool=... must be a pool, a callable that returns one, or None for the default "
-                f"pool, not {shown(pool)}"
-            )
+        _check_pool(pool)
         self.timeouts: Timeouts | None = as_timeouts("timeout=...", timeout)
         self.pool = pool
         fixed = default_pool if pool is None else pool if isinstance(pool, Pool) else None
@@ -87,8 +89,41 @@ class OnAPool(Behaviour):
         return pool
 
 
+def _check_pool(pool: Any) -> None:
+    """Refuse as ``pool=`` what no call could get a pool from.
+
+    :raises TypeError: `pool` is neither a pool, nor something to call with an instance, nor None.
+    """
+    if pool is None or isinstance(pool, Pool):
+        return
+    is_class = isinstance(pool, type) and issubclass(pool, Pool)
+    if is_class or not callable(pool):
+        hint = ""
+        if is_class:
+            hint = ", which is the class: make a pool of it"
+        elif isinstance(pool, Executor):
+            hint = ": make a pool of it, greendefer.ExecutorPool(executor, size)"
+        raise TypeError(
+            "pool=... must be a pool, a callable that returns one, or None for the default "
+            f"pool, not {shown(pool)}{hint}"
+        )
+    try:
+        signature = inspect.signature(pool)
+    except (TypeError, ValueError):  # C code need not have one
+        return
+    try:
+        signature.bind(None)
+    except TypeError as e:
+        raise TypeError(
+            f"pool={shown(pool)} is called with one argument, the instance (None where there is "
+            f"none), which it can't take: {e}"
+        ) from None
+
+
 class ReturnsDeferred(OnAPool):
     """:func:`green_deferred`."""
+
+    decorator = "green_deferred"
 
     def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, on_cancel: OnCancel):
         super().__init__(pool, timeout)
@@ -123,6 +158,11 @@ class Decorated(_FunctionWrapper):
 
     Like a function, it is copied as itself, and pickled by its qualified name.
     """
+
+    def __repr__(self) -> str:
+        behaviour = behaviour_of(self)
+        decorator = behaviour.decorator if behaviour is not None else type(self).__name__
+        return f"<{decorator} of {self.__wrapped__!r}>"
 
     def __copy__(self) -> Any:
         return self
@@ -168,20 +208,37 @@ def check_callable(what: str, func: Any) -> None:
 
     :raises TypeError: `func` is not callable.
     """
-    if not callable(func) and not isinstance(func, classmethod):
-        raise TypeError(f"{what} decorates something to call, not {shown(func)}")
+    if callable(func) or isinstance(func, classmethod):
+        return
+    hint = ""
+    if isinstance(func, Pool):
+        hint = f". Options have names: @{what}(pool=...)"
+    elif isinstance(func, (int, float, Timeouts)):
+        hint = f". Options have names: @{what}(timeout=...)"
+    elif isinstance(func, property):
+        hint = f". Write @property above @{what}"
+    raise TypeError(f"{what} decorates something to call, not {shown(func)}{hint}")
 
 
 def is_async(func: Any) -> bool:
     """Is `func`, or what it stands for, an ``async def``?"""
+    return any(
+        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in _functions(func)
+    )
+
+
+def is_generator(func: Any) -> bool:
+    """Is `func`, or what it stands for, a plain generator function?"""
+    return any(inspect.isgeneratorfunction(f) for f in _functions(func))
+
+
+def _functions(func: Any) -> tuple[Any, Any]:
+    """The function that `func` stands for, or else the one that calling it calls."""
     while isinstance(func, partial):
         func = func.func
     if isinstance(func, (classmethod, staticmethod)):
         func = func.__func__
-    return any(
-        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f)
-        for f in (func, type(func).__call__)
-    )
+    return func, type(func).__call__
 
 
 def apply(behaviour: Behaviour, func: Any) -> Any:

@@ -1,0 +1,69 @@
+"""What the source promises whoever reads it: one reason for each module, and no circles."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import greendefer
+
+FOLDER = Path(greendefer.__file__).parent
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(FOLDER.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in sorted(FOLDER.rglob("*.py"))}
+
+
+def imported(tree: ast.AST, package: list[str]) -> set[str]:
+    """What it imports wherever it runs, in functions, too; but not for types alone."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for each in node.orelse:
+                found |= imported(each, package)
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        found |= imported(node, package)
+    return found
+
+
+def imports_of(name: str) -> set[str]:
+    path = MODULES[name]
+    package = name.split(".")
+    if path.name != "__init__.py":
+        package.pop()
+    found = imported(ast.parse(path.read_text()), package) & MODULES.keys()
+    # A package, for one of its modules, is only where that is.
+    return {each for each in found if each != name and not _is_a_way_to(each, found)}
+
+
+def _is_a_way_to(package: str, others: set[str]) -> bool:
+    return any(each.startswith(f"{package}.") for each in others)
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    left = {name: imports_of(name) for name in MODULES}
+    assert "greendefer.call" in left["greendefer.admission"]
+    assert "greendefer.carriers.greenlets" in set().union(*left.values())
+    while ends := [name for name, imports in left.items() if not imports & left.keys()]:
+        for name in ends:
+            del left[name]
+    assert not left, f"in a circle, or above one: {left}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_what_it_is_for_in_its_first_line(name: str) -> None:
+    text = MODULES[name].read_text()
+    assert text.startswith('"""')
+    assert ast.get_docstring(ast.parse(text))
