@@ -103,8 +103,10 @@ class HoldupWatch:
             turns = self._home.wait.turns
             self._knock(threshold)
             self._pause(threshold / 2)
-            if self._home.wait.turns == turns and self._out is None and not self._has_calls():
-                self.asleep = True  # nothing has happened, but our own knocking
+            wait = self._home.wait
+            # Results are delivered within the reactor's wait, too, where no turn is counted.
+            if wait.turns == turns and wait.is_parked and self._out is None:
+                self.asleep = not self._has_calls()  # nothing happened, but our own knocking
 
     def _has_calls(self) -> bool:
         try:
