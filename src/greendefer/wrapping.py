@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -107,6 +108,10 @@ def _check_pool(pool: Any) -> None:
             "pool=... must be a pool, a callable that returns one, or None for the default "
             f"pool, not {shown(pool)}{hint}"
         )
+    if type(pool) is FunctionType:
+        code = pool.__code__
+        if code.co_argcount == 1 and not code.co_kwonlyargcount:
+            return  # as nearly all: with_options(), which comes here each time, needs no more
     try:
         signature = inspect.signature(pool)
     except (TypeError, ValueError):  # C code need not have one
