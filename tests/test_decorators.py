@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import pickle
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -508,3 +509,24 @@ class TestBadInput:
 
     def test_timeouts_are_kept_as_given(self) -> None:
         assert Timeouts(total=5) == Timeouts(5)
+
+
+def test_a_call_says_that_it_is_a_deferred_and_of_what() -> None:
+    pool = GreenPool(1)
+    call = pool.submit(len, "abc")
+    assert re.fullmatch(r"<Deferred of len at 0x[0-9a-f]+>", repr(call))
+    with pytest.raises(TypeError, match="A call of len is a Deferred: await it"):
+        for _ in call:  # would go on for ever
+            pass
+    assert wait_for_deferred(call) == 3
+    assert str(call).endswith("current result: 3>")
+
+
+def test_yield_from_a_call() -> None:
+    pool = GreenPool(1)
+
+    @inlineCallbacks
+    def length() -> Any:
+        return (yield from pool.submit(len, "abc"))
+
+    assert wait_for_deferred(length()) == 3

@@ -1211,3 +1211,21 @@ def test_failures_of_a_source_are_not_reported_twice(in_reactor: Any) -> None:
     in_reactor(main)
     gc.collect()
     assert heard[0].check(KeyError)
+
+
+def test_mistakes_are_told_by_name(in_reactor: Any) -> None:
+    pool = GreenPool(1)
+
+    @green_iterator(pool=pool)
+    def one() -> Any:
+        return 1
+
+    async def main() -> None:
+        with pytest.raises(TypeError, match="use `async for`"):
+            for _ in one():
+                pass
+        with pytest.raises(TypeError, match=r"one.* returned 1, which can't be iterated over"):
+            async for _ in one():
+                pass
+
+    in_reactor(main)

@@ -279,7 +279,9 @@ class TestFairness:
 
 class TestInstall:
     def test_twice(self) -> None:
-        with pytest.raises(error.ReactorAlreadyInstalledError):
+        with pytest.raises(
+            error.ReactorAlreadyInstalledError, match=r"greendefer's own reactor .* Leave this"
+        ):
             greendefer.install()
 
     def test_unknown_kind(self) -> None:

@@ -220,8 +220,8 @@ def _park(wait: _Wait, timeout: float | None) -> None:
         if isinstance(interrupted, LoopExit):
             raise WouldDeadlock(
                 f"Nobody is left who could fire {shown(wait.d)}: no reactor runs in this "
-                "thread. Start "
-                "it with reactor.run(), and wait in a greenlet."
+                "thread. Start it with reactor.run(), and wait in a greenlet; also where react() "
+                "starts it, which calls its function before that."
             ) from None
         raise interrupted
     finally:

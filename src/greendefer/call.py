@@ -8,7 +8,7 @@ runs fires first and *lingers* until it has ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextvars import copy_context
 from functools import partial
 from types import CoroutineType
@@ -93,6 +93,29 @@ class Call(Deferred[Any]):
             f = f.func
         name = getattr(f, "__qualname__", None)
         return name if isinstance(name, str) else safe_repr(f)
+
+    def __str__(self) -> str:
+        # People know it as a Deferred, and want to know of what.
+        return super().__str__().replace(type(self).__name__, f"Deferred of {self.name}", 1)
+
+    __repr__ = __str__
+
+    def __iter__(self) -> Generator[Any, None, Any]:
+        """For ``yield from``. A plain ``for`` would get this Deferred again and again, for ever."""
+        steps = self.__await__()
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as e:
+                return e.value
+            yield step
+            if not self.called:  # whoever goes on now has not waited for it
+                raise TypeError(f"{self.unused} It can't be iterated over by a plain `for`.")
+
+    @property
+    def unused(self) -> str:
+        """What to tell those who take it for its result."""
+        return f"A call of {self.name} is a Deferred: await it."
 
     @property
     def call(self) -> Call:

@@ -250,11 +250,18 @@ def home_here() -> Home:
         return home
     reactor = installed_reactor()
     if not is_reactor_thread(reactor):
-        raise GreendeferError(
+        error = (
             "This is not the reactor's thread. Call from there with "
             "reactor.callFromThread(f, ...), or decorate a function that makes the call with "
             "@blocking_from_greenlet: it may be called from any thread, and waits for the result."
         )
+        if not hasattr(reactor, "cooperative_wait"):
+            error += (
+                f" (The installed reactor, {_name_of(reactor)}, does not run on gevent's hub, so "
+                "the calls of pools run in other threads than its own. On greendefer's, "
+                "greendefer.install(), those of a GreenPool run in the same.)"
+            )
+        raise GreendeferError(error)
     if not hasattr(reactor, "callFromThread"):
         raise GreendeferError(
             f"The installed reactor, {_name_of(reactor)}, has no callFromThread(), so nothing can "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from greenlet import GreenletExit
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from .admission import Pool
 from .call import Call
 from .deadlines import Deadline
-from .errors import CallTimeout, PoolClosed
+from .errors import CallTimeout, PoolClosed, shown
 from .policy import Timeouts
 from .pool import PoolWorker
 from .reactor.wait import SLICE
@@ -52,6 +52,11 @@ class GreenIterator(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<GreenIterator of {self._stream.name}, {self._stream.stage}>"
+
+    if not TYPE_CHECKING:  # where it has none
+
+        def __iter__(self):
+            raise TypeError(f"{self!r} is waited for with Deferreds: use `async for`")
 
     def __aiter__(self) -> GreenIterator[T]:
         return self
@@ -428,7 +433,7 @@ class Stream:
         if iterator is None:
             assert self._open_source is not None
             self._source = self._open_source()
-            self._iterator = iterator = iter(self._source)
+            self._iterator = iterator = self._iterate(self._source)
         items, prefetch = self.items, self._prefetch
         while True:
             item = next(iterator, _END)
@@ -445,6 +450,18 @@ class Stream:
                 # The next step may take its time. Those that do not are delivered with this one.
                 self._posted = True
                 self._deliver(self._woken, None)
+
+    def _iterate(self, source: Any) -> Iterator[Any]:
+        try:
+            return iter(source)
+        except TypeError as e:
+            if hasattr(type(source), "__iter__"):
+                raise
+            raise TypeError(
+                f"{self.name} returned {shown(source)}, which can't be iterated over. "
+                "@green_iterator is for generator functions, and for functions that return an "
+                "iterable; use @green_deferred for one that returns a value."
+            ) from e
 
     def _close_source(self) -> None:
         """Close what there is to close, once."""

@@ -124,35 +124,23 @@ class ProxyCall(Call):
             begin_all()
         return super().__await__()
 
-    def __iter__(self) -> Generator[Any, None, Any]:
-        """For ``yield from``. A plain ``for`` would get this Deferred again and again, for ever."""
-        steps = self.__await__()
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as e:
-                return e.value
-            yield step
-            if not self.called:  # whoever goes on now has not waited for it
-                raise TypeError(f"{self._unused} It can't be iterated over by a plain `for`.")
-
     if not TYPE_CHECKING:
 
         def __getattr__(self, name):
             if name.startswith("_") or "f" not in vars(self):  # copying and the like may ask
                 raise AttributeError(name)
-            raise AttributeError(f"{self._unused} It has no attribute {name!r} itself.")
+            raise AttributeError(f"{self.unused} It has no attribute {name!r} itself.")
 
     def __getitem__(self, key: Any) -> Any:
-        raise TypeError(f"{self._unused} It has no items itself.")
+        raise TypeError(f"{self.unused} It has no items itself.")
 
     def __enter__(self) -> Any:
-        raise TypeError(f"{self._unused} It can't be entered by a plain `with`.")
+        raise TypeError(f"{self.unused} It can't be entered by a plain `with`.")
 
     __exit__ = __enter__
 
     @property
-    def _unused(self) -> str:
+    def unused(self) -> str:
         return f"A call of {self.name} is a Deferred: await it, or use `async for` or `async with`."
 
     def _claim(self) -> Callable[[], Any] | None:

@@ -24,6 +24,12 @@ def refuse_if_installed() -> None:
         return
     from twisted.internet.error import ReactorAlreadyInstalledError
 
+    if hasattr(reactor, "cooperative_wait"):
+        raise ReactorAlreadyInstalledError(
+            f"greendefer's own reactor is installed already, {type(reactor).__qualname__}: by an "
+            "earlier install(), or by `python -m greendefer` or `--reactor=gevent`, which do it "
+            "for the program. Leave this install() out."
+        )
     importers = [*_modules_with(reactor), *_frames_with(reactor, sys._getframe(1))]
     raise ReactorAlreadyInstalledError(
         f"A reactor is installed already, {type(reactor).__module__}."

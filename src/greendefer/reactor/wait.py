@@ -234,6 +234,8 @@ class CooperativeWait:
         while self._visitor is not None:
             visitor, self._visitor = self._visitor, None
             turns = self.turns
+            if self.onlooker is not None and self.onlooker.asleep:
+                self.onlooker.wake()
             self._has_visit = True
             try:
                 visitor()
