@@ -168,6 +168,10 @@ class _Wait:
 
 
 def _wait(home: GreenHome, d: Deferred[T], timeout: float | None) -> T:
+    if d.called and not d.paused and not d._runningCallbacks:
+        value = d.result  # which is what a callback would be called with, at once
+        if not isinstance(value, Failure):
+            return value  # type: ignore[return-value]
     wait = _Wait(home, d)
     d.addBoth(wait.fire)
     if not wait.fired:
