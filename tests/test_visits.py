@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 PRELUDE = """
-    import gevent, greendefer, socket
+    import gevent, gevent.socket, greendefer, socket
     greendefer.install({kind!r})
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
@@ -181,6 +181,43 @@ def test_results_that_come_while_the_reactor_takes_a_turn(run_main: Any) -> None
             assert sorted(order) == list(range(200)), order
             in_greenlets = [n for n in order if n % 10 != 3]
             assert in_greenlets == sorted(in_greenlets)
+            reactor.stop()
+
+        go(main)
+        """
+    )
+
+
+def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any) -> None:
+    """Also when there is something to read, which only the reactor will."""
+    run_main(
+        """
+        from twisted.internet import protocol
+        from twisted.internet.endpoints import TCP4ServerEndpoint
+
+        async def main():
+            class Reads(protocol.Protocol):
+                def dataReceived(self, data):
+                    got.callback(data)
+            got = Deferred()
+            server = protocol.Factory.forProtocol(Reads)
+            endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+            port = await endpoint.listen(server)
+            address = ("127.0.0.1", port.getHost().port)
+            client = await greendefer.defer_to_greenlet(gevent.socket.create_connection, address)
+            await deferLater(reactor, 0.01)
+            await call()
+            client.send(b"x")
+            rounds = []
+            counter = gevent.get_hub().loop.prepare(ref=False)
+            counter.start(lambda: rounds.append(None))
+            gevent.sleep(0.1)  # in the reactor's greenlet
+            counter.stop()
+            counter.close()
+            assert len(rounds) < 50, len(rounds)
+            assert await got == b"x"
+            client.close()
+            await port.stopListening()
             reactor.stop()
 
         go(main)

@@ -74,6 +74,7 @@ class CooperativeWait:
         loop: Any = hub.loop
         self.loop = loop
         self._watchers: list[Any] = []
+        self._each: list[Any] = []  # one for each descriptor, made for one round
         self._at_once: Any = loop.timer(0.0, priority=loop.MAXPRI)
         self._alarm: Any = None
         self._alarm_at = inf
@@ -182,7 +183,7 @@ class CooperativeWait:
         return self._parked is not None
 
     def _go_round(self, timeout: float | None) -> None:
-        new: list[Any] = []
+        new = self._each = []
         if self._descriptors is not None:
             try:
                 new += [self._watcher(fd, events) for fd, events in self._descriptors()]
@@ -252,6 +253,12 @@ class CooperativeWait:
         if parked is not None:
             self._parked = None
             parked.switch()
+        elif self._has_visit and not self._woken:
+            # The visitor waits for something, which it should not. Meanwhile nobody takes what is
+            # ready, and the hub would say so again and again.
+            self._woken = True
+            for watcher in self._watchers or self._each:
+                watcher.stop()
 
     def visit(self, visitor: Callable[[], object]) -> bool:
         """Have the reactor's greenlet call `visitor` now, where it is parked, and then wait on,
