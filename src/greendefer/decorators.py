@@ -120,9 +120,23 @@ def green_deferred(func: staticmethod[P, Deferred[T]], /) -> staticmethod[P, Def
 @overload
 def green_deferred(func: staticmethod[P, T], /) -> staticmethod[P, Deferred[T]]: ...
 @overload
-def green_deferred(func: Callable[P, Deferred[T]], /) -> Callable[P, Deferred[T]]: ...
+def green_deferred(
+    func: Callable[P, Deferred[T]],
+    /,
+    *,
+    pool: PoolChoice = None,
+    timeout: float | Timeouts | None = None,
+    on_cancel: OnCancel = "kill",
+) -> Callable[P, Deferred[T]]: ...
 @overload
-def green_deferred(func: Callable[P, T], /) -> Callable[P, Deferred[T]]: ...
+def green_deferred(
+    func: Callable[P, T],
+    /,
+    *,
+    pool: PoolChoice = None,
+    timeout: float | Timeouts | None = None,
+    on_cancel: OnCancel = "kill",
+) -> Callable[P, Deferred[T]]: ...
 @overload
 def green_deferred(
     *,
@@ -213,7 +227,14 @@ def green_iterator(
 @overload
 def green_iterator(func: staticmethod[P, Iterable[T]], /) -> staticmethod[P, GreenIterator[T]]: ...
 @overload
-def green_iterator(func: Callable[P, Iterable[T]], /) -> Callable[P, GreenIterator[T]]: ...
+def green_iterator(
+    func: Callable[P, Iterable[T]],
+    /,
+    *,
+    pool: PoolChoice = None,
+    timeout: float | Timeouts | None = None,
+    prefetch: int = 0,
+) -> Callable[P, GreenIterator[T]]: ...
 @overload
 def green_iterator(
     *,
@@ -399,19 +420,25 @@ def blocking_from_greenlet(
 @overload
 def blocking_from_greenlet(func: staticmethod[P, Deferred[T]], /) -> staticmethod[P, T]: ...
 @overload
-def blocking_from_greenlet(func: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, T]: ...
-@overload
-def blocking_from_greenlet(func: Callable[P, Deferred[T]], /) -> Callable[P, T]: ...
+def blocking_from_greenlet(
+    func: Callable[P, Coroutine[Any, Any, T]], /, *, timeout: float | None = None
+) -> Callable[P, T]: ...
 @overload
 def blocking_from_greenlet(
-    func: Callable[P, AsyncIterator[T]], /
+    func: Callable[P, Deferred[T]], /, *, timeout: float | None = None
+) -> Callable[P, T]: ...
+@overload
+def blocking_from_greenlet(
+    func: Callable[P, AsyncIterator[T]], /, *, timeout: float | None = None
 ) -> Callable[P, BlockingIterator[T]]: ...
 @overload
 def blocking_from_greenlet(
-    func: Callable[P, AbstractAsyncContextManager[T, Any]], /
+    func: Callable[P, AbstractAsyncContextManager[T, Any]], /, *, timeout: float | None = None
 ) -> Callable[P, AbstractContextManager[T, bool | None]]: ...
 @overload
-def blocking_from_greenlet(func: Callable[P, T], /) -> Callable[P, T]: ...
+def blocking_from_greenlet(
+    func: Callable[P, T], /, *, timeout: float | None = None
+) -> Callable[P, T]: ...
 @overload
 def blocking_from_greenlet(*, timeout: float | None = None) -> _BlockingDecorator: ...
 def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None) -> Any:

@@ -62,6 +62,8 @@ assert_type(chained(1), Deferred[bytes])
 assert_type(chained_with_arguments(1), Deferred[bytes])
 assert_type(nothing(), Deferred[None])
 assert_type(green_deferred(len)([1]), Deferred[int])
+assert_type(green_deferred(len, pool=pool, timeout=5, on_cancel="abandon")([1]), Deferred[int])
+green_deferred(len, tiemout=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 assert_type(defer_to_greenlet(len, "four"), Deferred[int])
 
 bare("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
