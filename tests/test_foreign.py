@@ -92,6 +92,34 @@ def test_a_call_before_the_reactor_runs_and_after_it_has_stopped(run_program: An
     )
 
 
+def test_tracers_and_profilers_see_what_runs_in_a_thread(run_program: Any) -> None:
+    run_program(
+        """
+        import sys, threading
+        import greendefer
+        traced, profiled = [], []
+
+        def trace(frame, event, arg):
+            traced.append(frame.f_code.co_name)
+
+        def profile(frame, event, arg):
+            profiled.append(frame.f_code.co_name)
+
+        def call():
+            return threading.get_ident()
+
+        threading.settrace(trace)
+        threading.setprofile(profile)
+        greendefer.install()
+        greendefer.start_reactor()
+        pool = greendefer.NativeThreadPool(1)
+        greendefer.wait_for_deferred(pool.submit(call))
+        greendefer.wait_for_deferred(pool.close())
+        assert "call" in traced and "call" in profiled, (traced, profiled)
+        """
+    )
+
+
 def test_a_process_ends_while_calls_run(run_program: Any) -> None:
     run_program(
         """

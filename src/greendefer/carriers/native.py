@@ -3,6 +3,7 @@ place."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -50,8 +51,14 @@ def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
                 hub.destroy(destroy_loop=True)
             alive.release()
 
+    def run_seen() -> None:  # pragma: no cover - it begins before anything can see it
+        # What threading.Thread does: debuggers, profilers and coverage would miss the calls.
+        sys.setprofile(threading.getprofile())
+        sys.settrace(threading.gettrace())
+        run()
+
     if monkey.is_module_patched("threading"):
-        _start(run, ())
+        _start(run_seen, ())
     else:
         threading.Thread(target=run, name=name, daemon=True).start()
 
