@@ -218,6 +218,8 @@ def _park(wait: _Wait, timeout: float | None) -> None:
         if me.waits_for is not None:
             wait_ends(me)
         interrupted = _take_back_slot(wait, me, interrupted)
+        if interrupted is not None:
+            _handled(wait.d)  # it may have failed already; something else is raised here
     if interrupted is None:
         return
     try:
@@ -244,8 +246,6 @@ def _take_back_slot(
         borrower.when_ended = wait.resume
         try:
             wait.park()
-        except LoopExit as e:
-            return e
         except BaseException as e:
             if interrupted is None or isinstance(e, Kill):
                 interrupted = e

@@ -68,7 +68,7 @@ class _Crossing:
     # In the waiting thread.
 
     def wait(self, timeout: float | None) -> Any:
-        home = home_if_made(self._reactor)
+        home = self._home = home_if_made(self._reactor)
         if home is not None:  # else _start() does
             home.waits.add(self)
         if has_stopped(self._reactor):
@@ -147,7 +147,7 @@ class _Crossing:
 
     def _give_up(self) -> None:
         self._given_up = True
-        if self._d is not None:
+        if self._d is not None:  # pragma: no branch - _start() was posted first, and has run
             cancel_quietly(self._d)
         self._go_on()
 
@@ -168,9 +168,8 @@ class _Crossing:
                 GreendeferError("The reactor has stopped, and the result is not there")
             )
         self._over = True
-        home = self._home or home_if_made(self._reactor)
-        if home is not None:
-            home.waits.discard(self)
+        assert self._home is not None  # it waits in there, or _start() has run
+        self._home.waits.discard(self)
         self._wake()
 
 
@@ -225,11 +224,11 @@ def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None
 
     def sleep(timeout: float | None) -> bool:
         nonlocal woken, waiter
-        if not woken:
+        if not woken:  # pragma: no branch - once woken it is over, and sleeps no more
             waiter = Waiter(hub)
             # Never sent: it is there so that the hub sees that something may still happen.
             holds_the_loop: Any = hub.loop.async_()
-            holds_the_loop.start(_nothing)
+            holds_the_loop.start(int)
             try:
                 with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
                     waiter.get()
@@ -240,7 +239,3 @@ def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None
         return was_woken
 
     return wake, sleep
-
-
-def _nothing() -> None:
-    pass

@@ -65,7 +65,7 @@ class GreenSelector(_StockSelector):
         wait = self._wait
         if hasattr(self, "fileno"):
             wait.watch(self.fileno())
-        else:
+        else:  # pragma: no cover - that of Linux, an epoll, has one
             wait.watch_each(
                 lambda: (
                     (

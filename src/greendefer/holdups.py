@@ -172,9 +172,8 @@ def _culprit(frame: FrameType | None) -> tuple[str, Any]:
     at = frame
     while at is not None:
         if at.f_code is Worker.execute.__code__:
-            call = at.f_locals.get("call")
-            if call is not None:
-                return f"The call {call.name}", call.name
+            call = at.f_locals["call"]
+            return f"The call {call.name}", call.name
         if top is None and not _is_library(at.f_code):
             top = at.f_code
         at = at.f_back

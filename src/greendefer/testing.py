@@ -209,7 +209,7 @@ class _Inline:
         raise NotImplementedError
 
     def stop(self) -> None:
-        pass
+        raise NotImplementedError("there is no reactor that could stop")
 
 
 class _Stepped(_Inline):

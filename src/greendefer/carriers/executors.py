@@ -163,13 +163,10 @@ class ExecutorCarrier:
         call.end(Failure(result))
 
     def kill(self, call: Call) -> None:
-        pass
+        raise NotImplementedError("an executor can't kill")
 
     def pinned(self) -> PinnedCarrier:
-        raise GreendeferError(
-            f"{self.kind} does not tell its workers apart, so none can be kept for several calls. "
-            "Use a NativeThreadPool, or put the calls into one function."
-        )
+        raise NotImplementedError("an executor does not tell its workers apart")
 
     def stop(self) -> None:
         executor = self._executor
@@ -231,7 +228,7 @@ def _another(broken: Any) -> Executor:
     """A process pool like `broken`."""
     options: dict[str, Any] = {}
     for name in "max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child":
-        if hasattr(broken, f"_{name}"):
+        if hasattr(broken, f"_{name}"):  # pragma: no branch - the last came with Python 3.11
             options[name] = getattr(broken, f"_{name}")
     if (
         monkey.is_object_patched("os", "fork")

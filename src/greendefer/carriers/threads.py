@@ -47,17 +47,17 @@ class ThreadCarrier:
         try:
             _Thread(self, errand)
         except RuntimeError as e:
-            if errand.claim():
-                error = GreendeferError(f"{call.name}: no thread could be started for it: {e}")
-                error.__cause__ = e
-                errand.end(Failure(error))
+            errand.claim()  # it was shown to nobody else
+            error = GreendeferError(f"{call.name}: no thread could be started for it: {e}")
+            error.__cause__ = e
+            errand.end(Failure(error))
 
     def withdraw(self, call: Call) -> bool:
         errand: Errand = call.carried_by
         return errand.claim()
 
     def kill(self, call: Call) -> None:
-        pass
+        raise NotImplementedError("a thread can't be killed")
 
     def pinned(self) -> PinnedThreadCarrier:
         return PinnedThreadCarrier(self._home)
@@ -168,7 +168,7 @@ class PinnedThreadCarrier:
         return errand.claim()
 
     def kill(self, call: Call) -> None:
-        pass
+        raise NotImplementedError("a thread can't be killed")
 
     def pinned(self) -> PinnedThreadCarrier:
         raise NotImplementedError("a worker has no workers")

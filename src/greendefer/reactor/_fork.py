@@ -25,7 +25,7 @@ def renew_in_child(reactor: GreenReactor) -> None:
     global _reactors
     if _reactors is None:
         _reactors = WeakSet()
-        if hasattr(os, "register_at_fork"):
+        if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows alone has none
             os.register_at_fork(after_in_child=_forked)
     _reactors.add(reactor)
 

@@ -74,7 +74,8 @@ def _natives(patched_modules: frozenset[str]) -> dict[str, ModuleType]:
     natives: dict[str, ModuleType] = {name: _View(importlib.import_module(name)) for name in _VIEWS}
     for name in _COPIES:
         patched = importlib.import_module(name)
-        if name in patched_modules:
+        # The queues are made of the locks of threading, which may be patched alone.
+        if name in patched_modules or (name == "queue" and "threading" in natives):
             natives[name] = _executed_anew(patched, natives)
     if "socket" in natives:
         # All but what gevent replaces is the program's own module: who changes that (a test, say)
@@ -119,7 +120,7 @@ def use_native_primitives() -> None:
     for module, poller in _POLLERS.items():
         try:
             stock_module(module, poller)
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError):  # pragma: no cover - Linux has all of them
             continue  # one that is for another platform
     # It makes a class and a lock of what it has imported, in a function for that.
     threadable.threaded = False
@@ -149,7 +150,7 @@ def give_back(modules: Iterable[str]) -> None:
     for name in modules:
         try:
             module = importlib.import_module(name)
-        except ImportError:
+        except ImportError:  # pragma: no cover - Linux has all of them
             continue  # one that is for another platform
         _replace(module, replacements)
         for value in vars(module).values():

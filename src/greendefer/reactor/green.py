@@ -151,12 +151,11 @@ class GreenReactor(WritesFirst, _Base):
         base: Any = self
         self.forked_while_running = base.running
         waker = base.waker
-        if waker is not None:
-            base._internalReaders.discard(waker)
-            base.removeReader(waker)
-            waker.connectionLost(Failure(ConnectionDone("This process was forked")))
-            base.waker = None
-            self.installWaker()
+        base._internalReaders.discard(waker)
+        base.removeReader(waker)
+        waker.connectionLost(Failure(ConnectionDone("This process was forked")))
+        base.waker = None
+        self.installWaker()
         self.cooperative_wait.forked()
 
     # Waking.

@@ -1,0 +1,583 @@
+"""What seldom happens to whole programs: no threads, other reactors, ends at the wrong moment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from conftest import PATCHED
+
+NOT_GREEN = """
+    import threading, time
+    from twisted.internet import selectreactor
+    selectreactor.install()
+    import gevent, greendefer
+    from gevent import monkey
+    from greendefer import *
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred, ensureDeferred
+    from twisted.internet.task import deferLater
+
+    def run(main):
+        got = []
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+            lambda r: (got.append(r), reactor.stop())))
+        reactor.run()
+        assert got == ["done"], got[0].getTraceback()
+"""
+
+GREEN = """
+    import os, signal, sys, threading, time
+    import gevent, greendefer
+    from gevent import monkey
+    from greendefer import *
+    greendefer.install({kind!r})
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred, ensureDeferred
+    from twisted.internet.task import deferLater
+
+    def run(main):
+        got = []
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+            lambda r: (got.append(r), reactor.stop())))
+        reactor.run()
+        assert got == ["done"], got[0].getTraceback()
+"""
+
+
+@pytest.fixture
+def not_green(run_program: Any) -> Any:
+    return lambda source: run_program(NOT_GREEN + source)
+
+
+@pytest.fixture
+def green(run_program: Any) -> Any:
+    return lambda source, kind="native": run_program(GREEN.format(kind=kind) + source)
+
+
+class TestNoMoreThreads:
+    def test_for_timeouts(self, not_green: Any) -> None:
+        """Then they go by Twisted's clock, also one that is put off or called off meanwhile."""
+        not_green(
+            """
+    from greendefer import deadlines
+    from greendefer.carriers.native import SimpleQueue
+
+    def refuse(*args):
+        raise RuntimeError("can't start new thread")
+
+    start, deadlines.start_thread = deadlines.start_thread, refuse
+
+    async def main():
+        pool = NativeThreadPool(4)
+        never = SimpleQueue()
+        def late(seconds):
+            return green_deferred(pool=pool, timeout=seconds)(never.get)()
+        async def times_out(d):
+            try:
+                await d
+            except CallTimeout:
+                return True
+        called_off = late(0.05)
+        called_off.addErrback(lambda failure: None)
+        called_off.cancel()
+        assert await times_out(late(0.1))
+        first, second = late(0.05), late(0.15)
+        assert await times_out(first) and await times_out(second)
+        # Once there are threads again, they do it.
+        third = late(0.05)
+        deadlines.start_thread = start
+        fourth = late(0.01)
+        assert await times_out(third) and await times_out(fourth)
+        await deferLater(reactor, 0.1)
+        for _ in range(5):
+            never.put(None)
+        return "done"
+
+    run(main)
+            """
+        )
+
+    def test_to_watch_for_holdups(self, green: Any) -> None:
+        green(
+            """
+    from greendefer import holdups
+
+    def refuse(*args):
+        refused.append(1)
+        raise RuntimeError("can't start new thread")
+
+    refused = []
+    holdups.start_thread = refuse
+
+    async def main():
+        for n in range(3):
+            assert await defer_to_greenlet(int, n) == n
+        return "done"
+
+    run(main)
+    assert refused == [1]
+            """
+        )
+
+
+class TestAnotherReactor:
+    def test_in_place_of_one_with_calls(self, run_program: Any) -> None:
+        run_program(
+            """
+            import sys
+            from gevent import monkey
+            from twisted.internet import selectreactor
+            import greendefer
+            native = monkey.get_original("_thread", "allocate_lock")
+            held = native()
+            held.acquire()
+            selectreactor.install()
+            pool = greendefer.NativeThreadPool(1)
+            pool.submit(held.acquire).addErrback(lambda failure: None)
+            del sys.modules["twisted.internet.reactor"]
+            selectreactor.install()
+            try:
+                pool.submit(len, "four")
+            except greendefer.GreendeferError as e:
+                assert "no longer the installed one" in str(e), e
+            else:
+                raise AssertionError("not refused")
+            from twisted.internet import reactor
+            got = []
+            new = greendefer.NativeThreadPool(1)
+            new.submit(len, "four").addBoth(lambda n: (got.append(n), reactor.stop()))
+            reactor.run()
+            assert got == [4]
+            held.release()
+            """.replace(
+                "from twisted.internet import pollreactor, ", "from twisted.internet import "
+            )
+        )
+
+    def test_two_green_ones_and_a_fork(self, green: Any) -> None:
+        green(
+            """
+    from greendefer.reactor.select import GreenSelectReactor
+    other = GreenSelectReactor()
+    pid = os.fork()
+    if not pid:
+        got = []
+        for each in reactor, other:
+            each.callLater(0, lambda: got.append(each))
+            each.callLater(0.01, each.stop)
+            each.run(installSignalHandlers=False)
+        assert got == [reactor, other]
+        os._exit(3)
+    status = monkey.get_original("os", "waitpid")(pid, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == 3, status
+            """
+        )
+
+    def test_in_another_thread_than_the_main_one(self, green: Any) -> None:
+        """Where no signal can be handled."""
+        green(
+            """
+    ident = monkey.get_original("_thread", "get_ident")
+
+    async def main():
+        assert await defer_to_greenlet(ident) == ident() != main_thread
+        return "done"
+
+    main_thread = ident()
+
+    def in_thread():
+        got = []
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+            lambda r: (got.append(r), reactor.stop())))
+        reactor.run(installSignalHandlers=False)
+        return got
+
+    assert gevent.get_hub().threadpool.apply(in_thread) == ["done"]
+            """
+        )
+
+    @pytest.mark.skipif(PATCHED, reason="gevent's subprocess needs the default loop")
+    def test_where_the_loop_is_not_the_default_one(self, run_program: Any) -> None:
+        """libev watches children on that one only: Twisted hears of its own by itself."""
+        run_program(
+            """
+            import sys
+            from gevent import _hub_local, hub
+            _hub_local.set_hub(hub.Hub(default=False))
+            import greendefer
+            greendefer.install()
+            from twisted.internet import protocol, reactor
+            assert not reactor.cooperative_wait.hub.loop.default
+            ended = []
+
+            class Child(protocol.ProcessProtocol):
+                def processEnded(self, reason):
+                    ended.append(reason.value.exitCode)
+                    reactor.stop()
+
+            command = [sys.executable, "-c", "raise SystemExit(3)"]
+            reactor.callWhenRunning(reactor.spawnProcess, Child(), command[0], command)
+            reactor.run()
+            assert ended == [3]
+            """
+        )
+
+
+class TestAsyncio:
+    def test_a_loop_that_was_made_before(self, run_program: Any) -> None:
+        run_program(
+            """
+            import asyncio, os
+            from greendefer import geventasyncioreactor
+            loop = geventasyncioreactor.GreenEventLoop()
+            asyncio.set_event_loop(loop)
+            geventasyncioreactor.install(loop)
+            from twisted.internet import reactor
+            r, w = os.pipe()
+            got = []
+
+            def readable(n):
+                got.append((n, os.read(r, 1)))
+                loop.remove_reader(r)
+                reactor.stop()
+
+            loop.add_reader(r, readable, 7)
+            reactor.callWhenRunning(os.write, w, b"x")
+            reactor.run()
+            assert got == [(7, b"x")]
+            """
+        )
+
+
+@pytest.mark.skipif(PATCHED, reason="it patches a part")
+def test_only_threads_are_patched(run_program: Any) -> None:
+    """What is not patched is left alone, and Twisted's threads are native all the same."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_thread()
+        import socket
+        before = dict(vars(socket))
+        import greendefer
+        greendefer.install()
+        from twisted.internet import reactor, tcp
+        from twisted.internet.threads import deferToThread
+        assert tcp.socket is socket and dict(vars(socket)) == before
+        ident = monkey.get_original("_thread", "get_ident")
+        got = []
+        reactor.callWhenRunning(lambda: deferToThread(ident).addBoth(
+            lambda r: (got.append(r), reactor.stop())))
+        reactor.run()
+        assert isinstance(got[0], int) and got[0] != ident(), got
+        """
+    )
+
+
+class TestTheEnd:
+    def test_a_shutdown_that_takes_longer_than_the_calls_grace(self, green: Any) -> None:
+        """When that is over, nothing is left to be killed: the calls had ended before."""
+        green(
+            """
+    from greendefer.shutdown import set_shutdown_grace
+    set_shutdown_grace(running=0.02, ending=0.02)
+    pool = GreenPool(1)
+    late = []
+
+    async def main():
+        await pool.submit(len, "four")
+        reactor.addSystemEventTrigger("before", "shutdown", deferLater, reactor, 0.2)
+        reactor.callLater(0, lambda: reactor.callLater(0.1, submit_late))
+        return "done"
+
+    def submit_late():
+        pool.submit(gevent.sleep, 0.05).addBoth(late.append)
+
+    run(main)
+    assert late == [None], late
+            """
+        )
+
+    def test_a_native_call_that_ends_at_the_very_end(self, green: Any) -> None:
+        """Its thread goes, rather than wait for more."""
+        green(
+            """
+    from greendefer import home
+    from greendefer.shutdown import set_shutdown_grace
+    set_shutdown_grace(running=0, ending=0)
+    allocate_lock = monkey.get_original("_thread", "allocate_lock")
+    go, ended = allocate_lock(), []
+    go.acquire()
+    pool = NativeThreadPool(1)
+
+    def closed(failure):
+        failure.trap(PoolClosed)
+        go.release()
+        outbox = home._home._outbox
+        while not outbox:  # the thread has ended its call
+            monkey.get_original("time", "sleep")(0.001)
+        ended.append(1)
+
+    async def main():
+        pool.submit(go.acquire).addErrback(closed)
+        await deferLater(reactor, 0.01)
+        return "done"
+
+    run(main)
+    assert ended == [1]
+            """
+        )
+
+    def test_a_wait_in_a_thread_for_a_reactor_that_has_stopped(self, green: Any) -> None:
+        """Whether anything of ours has used that reactor, or not."""
+        green(
+            """
+    threadpool = gevent.get_hub().threadpool
+    call = blocking_from_greenlet(int)
+
+    def refused():
+        try:
+            call("7")
+        except GreendeferError as e:
+            return "has stopped" in str(e)
+
+    if len(sys.argv) > 1:
+        reactor.callWhenRunning(lambda: threadpool.spawn(call, "7").rawlink(
+            lambda _: reactor.callFromThread(reactor.stop)))
+    else:
+        reactor.callWhenRunning(reactor.stop)
+    reactor.run()
+    assert threadpool.apply(refused)
+            """
+        )
+
+    def test_a_wait_in_a_thread_that_begins_as_the_reactor_goes(self, green: Any) -> None:
+        """What it asks for is not called any more."""
+        green(
+            """
+    allocate_lock = monkey.get_original("_thread", "allocate_lock")
+    called, errors = [], []
+    threadpool = gevent.get_hub().threadpool
+    last: Deferred = Deferred()
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: last)
+
+    def ask():
+        try:
+            blocking_from_greenlet(called.append)(1)
+        except GreendeferError as e:
+            errors.append(str(e))
+
+    def at_the_end():
+        # The reactor is held here, and both of these are in the queue that it comes to next.
+        reactor.callFromThread(last.callback, None)
+        n = len(reactor.threadCallQueue)
+        asking.append(threadpool.spawn(ask))
+        while len(reactor.threadCallQueue) == n:
+            monkey.get_original("time", "sleep")(0.001)
+
+    asking = []
+    async def main():
+        await defer_to_greenlet(int)
+        reactor.callLater(0.05, at_the_end)
+        return "done"
+
+    run(main)
+    asking[0].get()
+    assert called == []
+    assert len(errors) == 1 and "has stopped" in errors[0], errors
+            """
+        )
+
+
+@pytest.mark.skipif(not PATCHED, reason="unpatched, calls run in native threads there")
+class TestHelperThread:
+    def test_what_is_raised_while_the_slot_is_still_lent(self, not_green: Any) -> None:
+        """The first of it, and only when the borrower has ended; but a kill before all others."""
+        not_green(
+            """
+    from gevent.event import Event
+    from twisted.internet.defer import CancelledError
+
+    async def main(how):
+        pool = GreenPool(1)
+        seen, raised = [], []
+        at_its_end, go = [], []
+
+        def borrower():
+            try:
+                while True:
+                    gevent.sleep(0.01)
+            finally:
+                at_its_end.append(1)
+                while not go:
+                    gevent.sleep(0.01)
+                seen.append("borrower")
+
+        def lender():
+            try:
+                with gevent.Timeout(0.06, KeyError()), gevent.Timeout(0.02, IndexError()):
+                    blocking_from_greenlet(green_deferred(borrower, pool=pool))()
+            except BaseException as e:
+                seen.append(type(e).__name__)
+                raise
+
+        running = pool.submit(lender)
+        running.addErrback(lambda failure: raised.append(failure.type))
+        while not at_its_end:
+            await deferLater(reactor, 0.01)
+        await deferLater(reactor, 0.15)
+        if how == "kill":
+            running.cancel()
+            await deferLater(reactor, 0.05)
+        assert seen == [], seen
+        go.append(1)
+        await running
+        await pool.close()
+        return seen, raised
+
+    async def both():
+        seen, raised = await main("")
+        assert seen == ["borrower", "IndexError"] and raised == [IndexError], (seen, raised)
+        seen, raised = await main("kill")
+        assert seen == ["borrower", "Kill"] and raised == [CancelledError], (seen, raised)
+        return "done"
+
+    run(both)
+            """
+        )
+
+    def test_it_is_told_nothing_once_it_has_ended(self, not_green: Any) -> None:
+        not_green(
+            """
+    from greendefer.home import home_here
+    async def main():
+        assert await GreenPool(1).submit(len, "four") == 4
+        return "done"
+    run(main)
+    helper = home_here()._helper
+    helper.ask(print, "too late")
+            """
+        )
+
+
+@pytest.mark.skipif(not PATCHED, reason="unpatched, the executor's own threads do it")
+class TestWorkerProcesses:
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    @pytest.mark.parametrize("ignores", [False, True])
+    def test_those_that_still_run_at_the_end(
+        self, method: str, ignores: bool, tmp_path: Any, run_program: Any
+    ) -> None:
+        """They are terminated, and killed if that is not enough; the program ends."""
+        if ignores and method == "forkserver":
+            pytest.skip("what a fork server has started is told once")
+        (tmp_path / "in_worker.py").write_text(WORK)
+        run_program(
+            f"""
+            import sys
+            sys.path.insert(0, {str(tmp_path)!r})
+            import multiprocessing, os
+            from concurrent.futures import ProcessPoolExecutor
+            import greendefer, in_worker
+            if __name__ == "__main__":
+                greendefer.install()
+                from greendefer.shutdown import set_shutdown_grace
+                set_shutdown_grace(0.01, 0.01)
+                from twisted.internet import reactor, task
+                context = multiprocessing.get_context({method!r})
+                made = []
+                def make():
+                    made.append(ProcessPoolExecutor(1, mp_context=context))
+                    return made[-1]
+                pool = greendefer.ExecutorPool(make, 1)
+                path = {str(tmp_path / "begun")!r}
+                errors = []
+                pool.submit(in_worker.work, path, {ignores}).addErrback(
+                    lambda failure: errors.append(failure.type))
+                look = task.LoopingCall(lambda: os.path.exists(path) and reactor.stop())
+                look.start(0.01)
+                reactor.run()
+                assert errors == [greendefer.PoolClosed], errors
+            """
+        )
+        pid = int((tmp_path / "begun").read_text())
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    def test_one_whose_exit_somebody_else_has_taken(self, run_program: Any) -> None:
+        run_program(
+            """
+            import multiprocessing, os, signal, time
+            import greendefer
+            from greendefer.carriers import executors
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            process.start()
+            process.kill()
+            executors.native_waitpid(process.pid, 0)
+            executors._reap(process)
+            assert process._popen.returncode == -signal.SIGTERM
+            process.join()
+            """
+        )
+
+
+WORK = """
+import os, signal, time
+
+def work(path, ignores):
+    if ignores:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(path + ".new", "w") as f:
+        f.write(str(os.getpid()))
+    os.rename(path + ".new", path)
+    time.sleep(60)
+"""
+
+
+def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
+    """Others take their place, for calls that have never run; also if one dies after that."""
+    run_program(
+        """
+        import os, signal
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        if __name__ == "__main__":
+            import greendefer
+            from greendefer import ExecutorFailed, ExecutorPool
+            greendefer.install()
+            from twisted.internet import reactor, task
+            from twisted.internet.defer import ensureDeferred
+            made = []
+
+            def make():
+                made.append(ProcessPoolExecutor(2, mp_context=get_context("spawn")))
+                return made[-1]
+
+            async def main():
+                pool = ExecutorPool(make, 2)
+                pid = await pool.submit(os.getpid)
+                os.kill(pid, signal.SIGKILL)
+                while not made[0]._broken:
+                    await task.deferLater(reactor, 0.01)
+                assert await pool.submit(len, "four") == 4
+                assert len(made) == 2
+                # Two that are lost at once; the second is heard of after a third was asked for.
+                third = []
+                def ask(failure):
+                    failure.trap(ExecutorFailed)
+                    third.append(pool.submit(len, "fives"))
+                lost = [pool.submit(os._exit, 1).addErrback(ask) for _ in range(2)]
+                for each in lost:
+                    await each
+                for each in third:
+                    assert await each == 5
+                made[-1].shutdown()
+                return "done"
+
+            got = []
+            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+                lambda r: (got.append(r), reactor.stop())))
+            reactor.run()
+            assert got == ["done"], got[0].getTraceback()
+        """
+    )
