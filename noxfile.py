@@ -66,6 +66,8 @@ def coverage(session: nox.Session) -> None:
     for what is left out, and why.
     """
     install(session, "test", "coverage")
+    # The plugin that [tool.coverage] names; also for the programs that tests run.
+    session.env["PYTHONPATH"] = str(Path("tests/measuring").resolve())
     session.run("coverage", "erase")
     measured = ("coverage", "run", "-m")
     patched = (*measured, "gevent.monkey", "--module")
