@@ -130,8 +130,12 @@ class TestAnotherReactor:
             from gevent import monkey
             from twisted.internet import selectreactor
             import greendefer
-            native = monkey.get_original("_thread", "allocate_lock")
-            held = native()
+
+            class Client:
+                def get(self):
+                    return 1
+
+            held = monkey.get_original("_thread", "allocate_lock")()
             held.acquire()
             selectreactor.install()
             pool = greendefer.NativeThreadPool(1)
@@ -146,10 +150,13 @@ class TestAnotherReactor:
                 raise AssertionError("not refused")
             from twisted.internet import reactor
             got = []
+            # What begins later only is told when it does.
+            greendefer.green_proxy(Client(), pool=pool).get().addErrback(
+                lambda failure: got.append(failure.type))
             new = greendefer.NativeThreadPool(1)
             new.submit(len, "four").addBoth(lambda n: (got.append(n), reactor.stop()))
             reactor.run()
-            assert got == [4]
+            assert got == [greendefer.GreendeferError, 4]
             held.release()
             """.replace(
                 "from twisted.internet import pollreactor, ", "from twisted.internet import "
@@ -329,10 +336,13 @@ class TestTheEnd:
             """
         )
 
-    def test_a_wait_in_a_thread_for_a_reactor_that_has_stopped(self, green: Any) -> None:
+    @pytest.mark.parametrize("used", [False, True])
+    def test_a_wait_in_a_thread_for_a_reactor_that_has_stopped(
+        self, used: bool, green: Any
+    ) -> None:
         """Whether anything of ours has used that reactor, or not."""
         green(
-            """
+            f"""
     threadpool = gevent.get_hub().threadpool
     call = blocking_from_greenlet(int)
 
@@ -342,13 +352,43 @@ class TestTheEnd:
         except GreendeferError as e:
             return "has stopped" in str(e)
 
-    if len(sys.argv) > 1:
+    if {used}:
         reactor.callWhenRunning(lambda: threadpool.spawn(call, "7").rawlink(
             lambda _: reactor.callFromThread(reactor.stop)))
     else:
         reactor.callWhenRunning(reactor.stop)
     reactor.run()
     assert threadpool.apply(refused)
+            """
+        )
+
+    def test_a_greenlet_that_is_killed_at_the_very_end(self, green: Any) -> None:
+        """What it waited for is cancelled there and then: nobody would later."""
+        green(
+            """
+    from greendefer.shutdown import set_shutdown_grace
+    set_shutdown_grace(running=0, ending=0)
+    held = monkey.get_original("_thread", "allocate_lock")()
+    held.acquire()
+    cancelled = []
+    waiting = gevent.spawn(wait_for_deferred, Deferred(cancelled.append))
+    pool = NativeThreadPool(1)
+
+    def closed(failure):
+        failure.trap(PoolClosed)
+        waiting.kill()
+        assert len(cancelled) == 1
+        cancelled.append("at once")
+
+    async def main():
+        await pool.submit(len, "four")
+        reactor.addSystemEventTrigger(
+            "during", "shutdown", lambda: pool.submit(held.acquire).addErrback(closed))
+        return "done"
+
+    run(main)
+    assert cancelled[1:] == ["at once"]
+    held.release()
             """
         )
 
@@ -538,8 +578,9 @@ def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
     """Others take their place, for calls that have never run; also if one dies after that."""
     run_program(
         """
-        import os, signal
+        import os, signal, time
         from concurrent.futures import ProcessPoolExecutor
+        from gevent import monkey
         from multiprocessing import get_context
         if __name__ == "__main__":
             import greendefer
@@ -561,16 +602,30 @@ def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
                     await task.deferLater(reactor, 0.01)
                 assert await pool.submit(len, "four") == 4
                 assert len(made) == 2
-                # Two that are lost at once; the second is heard of after a third was asked for.
-                third = []
-                def ask(failure):
-                    failure.trap(ExecutorFailed)
-                    third.append(pool.submit(len, "fives"))
-                lost = [pool.submit(os._exit, 1).addErrback(ask) for _ in range(2)]
+                lost = [pool.submit(signal.raise_signal, signal.SIGKILL) for _ in range(2)]
                 for each in lost:
-                    await each
-                for each in third:
-                    assert await each == 5
+                    try:
+                        await each
+                    except ExecutorFailed:
+                        pass
+                assert await pool.submit(len, "fives") == 5
+                assert len(made) == 3
+                if not monkey.is_module_patched("threading"):  # else nothing moves meanwhile
+                    # One that is lost is heard of when another executor is there already.
+                    lost = pool.submit(time.sleep, 60)
+                    broken = made[-1]
+                    for process in broken._processes.values():
+                        process.kill()
+                    while not broken._broken:
+                        time.sleep(0.001)
+                    assert await pool.submit(len, "sixsix") == 6
+                    try:
+                        await lost
+                    except ExecutorFailed:
+                        lost = None
+                    assert lost is None
+                    assert await pool.submit(len, "sixsix") == 6
+                    assert len(made) == 4
                 made[-1].shutdown()
                 return "done"
 

@@ -17,6 +17,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey
+from greenlet import GreenletExit
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
@@ -43,6 +44,7 @@ from greendefer.holdups import HoldupWatch
 from greendefer.protocols import MANY
 from greendefer.reactor._dispatch import call_with_logger
 from greendefer.reactor._stock import native_kind
+from greendefer.reactor.wait import READ, CooperativeWait
 from greendefer.testing import ClockPool, InlinePool
 from greendefer.threadpool import GreenThreadPool
 
@@ -726,3 +728,184 @@ def test_pools_that_change_while_the_watch_looks_at_them(reactor: Any) -> None:
 def test_the_doctor_where_no_driver_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_installed", lambda module: False)
     assert list(doctor._in_c()) == []
+
+
+def test_a_write_that_closes_another_connection_which_has_something_to_write(
+    in_reactor: Callable[..., Any],
+) -> None:
+    from twisted.internet import reactor as this_reactor
+
+    reactor: Any = this_reactor
+    pairs = [socket.socketpair() for _ in range(2)]
+    transports: list[Any] = []
+
+    def write() -> None:
+        for ours, _ in pairs:
+            protocol = Protocol()
+            reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, ServerOf(protocol))
+            ours.close()
+            transports.append(protocol.transport)
+        first, second = transports
+        do_write = first.doWrite
+
+        def write_and_close() -> Any:
+            second.abortConnection()
+            return do_write()
+
+        first.doWrite = write_and_close
+        first.write(b"first")
+        second.write(b"second")
+
+    in_reactor(write)
+    in_reactor(wait_a_turn)
+    theirs = [theirs for _, theirs in pairs]
+    for each in theirs:
+        each.settimeout(20)
+    assert theirs[0].recv(100) == b"first"
+    with contextlib.suppress(ConnectionResetError):
+        assert theirs[1].recv(100) == b""
+    in_reactor(transports[0].abortConnection)
+    in_reactor(wait_a_turn)
+    for each in theirs:
+        each.close()
+
+
+def test_a_wait_for_nothing_and_for_what_is_closed() -> None:
+    wait = CooperativeWait()
+    wait.watch_each(list)
+    wait.wait(0.001)
+    wait.watch_each(lambda: [(-1, READ)])
+    wait.wait(None)
+    assert wait.turns == 2
+
+
+def test_a_keyboard_interrupt_as_it_is_asked_for_its_prefix() -> None:
+    class Interrupted:
+        def logPrefix(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_with_logger(Interrupted(), int)
+
+
+# Workers, and who waits for whom.
+
+
+def test_a_worker_is_killed_while_its_call_swallows_its_own_kill(
+    gates: Any, in_reactor: Callable[..., Any]
+) -> None:
+    """The worker's turn comes when the call has swallowed its kill, wherever that is by then."""
+    pool = GreenPool(1)
+    at_work, handling, going_on = gates(3)
+    seen: list[str] = []
+
+    def stubborn() -> None:
+        try:
+            at_work()
+        except GreenletExit:
+            handling()
+        seen.append("swallowed")
+        try:
+            going_on()
+        finally:
+            seen.append("ended")
+
+    worker = pool.worker()
+    in_reactor(worker.open)
+    (d,) = in_reactor(lambda: [worker.submit(stubborn)])
+    d.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    assert at_work.entered.wait(20)
+    in_reactor(d.cancel)
+    assert handling.entered.wait(20)
+    host: Any = worker.host
+    in_reactor(host.cancel)
+    gevent.sleep(0.01)
+    assert seen == []
+    handling.opened.set()
+    assert going_on.ended.wait(20)
+    in_reactor(pool.close)
+    assert seen == ["swallowed", "ended"]
+
+
+def test_a_worker_that_is_given_up_as_it_comes(in_reactor: Callable[..., Any]) -> None:
+    pool = GreenPool(1)
+    outcome: list[Any] = []
+
+    def open_and_cancel() -> Any:
+        entered = pool.worker().open()
+        entered.addBoth(outcome.append)
+        gevent.spawn(entered.cancel)  # after it has begun to serve, and before that is heard of
+        return pool.when_idle()
+
+    in_reactor(open_and_cancel)
+    (failure,) = outcome
+    assert failure.check(CancelledError)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+
+
+def test_calls_of_one_worker_that_wait_for_the_same_one(
+    gates: Any, in_reactor: Callable[..., Any]
+) -> None:
+    busy, between, outer = GreenPool(1), GreenPool(1), GreenPool(1)
+    holds, go = gates(2)
+    busy.submit(holds)
+
+    def waits() -> int:
+        go()
+        return wait_for_deferred(busy.submit(len, "four"))
+
+    async def main() -> Any:
+        d = between.submit(waits)
+        async with outer.worker() as worker:
+            first, second = worker.submit(lambda: d), worker.submit(lambda: d)
+            while worker.stats().completed < 2:
+                await wait_a_turn()
+            go.opened.set()
+            while busy.stats().queued == 0:
+                await wait_a_turn()
+            holds.opened.set()
+            return await first, await second
+
+    assert in_reactor(lambda: Deferred.fromCoroutine(main()))[0] == 4
+
+
+def test_an_iteration_that_has_not_begun_is_closed_twice(in_reactor: Callable[..., Any]) -> None:
+    items = green_iterator(range)(3)
+    in_reactor(items.aclose)
+    in_reactor(items.aclose)
+    assert wait_for_deferred(Deferred.fromCoroutine(all_of(items)), 20) == []
+
+
+async def all_of(items: Any) -> list[Any]:
+    return [item async for item in items]
+
+
+def test_an_async_iterator_that_two_threads_close_at_once(in_reactor: Callable[..., Any]) -> None:
+    closed: list[int] = []
+
+    @blocking_from_greenlet
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            closed.append(1)
+
+    items: Any = numbers()
+    assert next(items) == 1
+    threadpool = gevent.get_hub().threadpool
+    closing: list[Any] = []
+
+    def hold_until_both_ask() -> None:
+        from twisted.internet import reactor
+
+        asked: Any = reactor.threadCallQueue  # type: ignore[attr-defined]
+        n = len(asked)
+        closing.extend(threadpool.spawn(items.close) for _ in range(2))
+        until = time.monotonic() + 20
+        while len(asked) < n + 2 and time.monotonic() < until:
+            monkey.get_original("time", "sleep")(0.001)
+
+    in_reactor(hold_until_both_ask)
+    for each in closing:
+        each.get(timeout=20)
+    assert closed == [1]

@@ -432,6 +432,31 @@ class TestPlainThings:
 
         assert wait_for_deferred(main())[0] == "k"
 
+    def test_what_is_a_proxy_already_stays_as_it_is(self, in_reactor: Any) -> None:
+        sub = green_proxy(SubClient("sub"))
+
+        class Owner:
+            attribute = sub
+
+            def method(self) -> Any:
+                return sub
+
+            def __enter__(self) -> Any:
+                return sub
+
+            def __exit__(self, *exc_info: object) -> None:
+                pass
+
+        owner = green_proxy(Owner())
+
+        async def main() -> None:
+            assert owner.attribute is sub
+            assert await owner.method() is sub
+            async with owner as entered:
+                assert entered is sub
+
+        in_reactor(main)
+
     def test_a_proxy_of_a_proxy(self, client: Any) -> None:
         p = green_proxy(client, timeout=5)
         assert p.__wrapped__ is client.__wrapped__
@@ -651,6 +676,60 @@ class TestBlocks:
         assert session.log == ["enter", "one", "two", "row 0", "row 1", "exit"]
         with pytest.raises(PoolClosed):
             wait_for_deferred(session.execute("late"))
+
+    def test_a_call_that_has_begun(self, client: Any, in_reactor: Any) -> None:
+        """It is entered when it is there, as what it returned."""
+
+        async def main() -> None:
+            call = client.session()
+            await client.get("k")
+            async with call as session:
+                assert await session.execute("one") == "ONE"
+
+        in_reactor(main)
+        assert client.__wrapped__.log == ["enter", "one", "exit"]
+
+    def test_entered_in_one_place_and_left_in_another(
+        self, pool: GreenPool, in_reactor: Any
+    ) -> None:
+        """As test fixtures do."""
+        log: list[Any] = []
+        session = green_proxy(Session(log), pool=pool)
+        in_reactor(session.__aenter__)
+        in_reactor(session.__aexit__, None, None, None)
+        assert log == ["enter", "exit"]
+        assert wait_for_deferred(pool.submit(len, "four")) == 4
+
+    def test_over_two_objects(self, pool: GreenPool, in_reactor: Any) -> None:
+        logs: list[list[Any]] = [[], []]
+
+        async def main() -> None:
+            first, second = (green_proxy(Session(log), pool=pool) for log in logs)
+            async with first, second:
+                await first.execute("one")
+                await second.execute("two")
+
+        in_reactor(main)
+        assert logs == [["enter", "one", "exit"], ["enter", "two", "exit"]]
+
+    def test_one_inside_of_another_that_can_not_be_entered(
+        self, pool: GreenPool, in_reactor: Any
+    ) -> None:
+        class Outer(Session):
+            def inner(self) -> Session:
+                return Session(self.log, "enter")
+
+        log: list[Any] = []
+
+        async def main() -> None:
+            async with green_proxy(Outer(log), pool=pool) as outer:
+                with pytest.raises(ClientError):
+                    async with outer.inner():
+                        raise AssertionError("it was not entered")
+                assert await outer.execute("after") == "AFTER"
+
+        in_reactor(main)
+        assert log == ["enter", "enter", "after", "exit"]
 
     def test_over_the_object(self, pool: GreenPool, in_reactor: Any) -> None:
         obj = Session([])

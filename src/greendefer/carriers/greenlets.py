@@ -150,7 +150,10 @@ class Worker(greenlet):
                 pool=repr(guilty.pool),
             )
         if self.kill_next in self.calls and getcurrent() is not self:
-            throw_kill(self._carrier.place, self.kill_next)
+            # From the hub: this is the reactor's greenlet, perhaps of another thread, and when a
+            # worker ends it is its parent that goes on, the hub.
+            place = self._carrier.place
+            place.loop.run_callback_threadsafe(throw_kill, place, self.kill_next)
 
     def switch_out(self) -> None:
         # The hub calls this in a greenlet that is about to switch to it (gevent/
