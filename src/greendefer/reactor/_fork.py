@@ -33,7 +33,7 @@ def renew_in_child(reactor: GreenReactor) -> None:
 def _forked() -> None:
     reactors: Any = _reactors
     here = [each for each in reactors if each.cooperative_wait.is_this_thread()]
-    if any(each.spawning for each in here):
+    if any(each.spawning for each in here):  # pragma: no cover - with the child goes its record
         return  # the child is about to execute another program
     gevent.reinit()
     for reactor in here:
