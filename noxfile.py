@@ -58,8 +58,8 @@ def needed(which: str) -> list[str]:
     return [each.replace(">=", "==") for each in dependencies]
 
 
-# Until 3.12 a tracer is not told when something is thrown into a coroutine. And what is installed on
-# the way must not be there at its start.
+# Until 3.12 a tracer is not told when something is thrown into a coroutine. And what is installed
+# on the way must not be there at its start.
 @nox.session(python="3.13", reuse_venv=False)
 def coverage(session: nox.Session) -> None:
     """How much of src/ the tests run, by lines and branches: if it is less than it was, this fails.

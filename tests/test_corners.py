@@ -461,7 +461,9 @@ def test_a_workers_call_that_is_cancelled_before_its_thread_takes_it(
     async def main() -> int:
         async with NativeThreadPool(1).worker() as worker:
             assert await worker.submit(len, "four") == 4
-            mailbox = next(each for each in mailboxes if each.gets == 2)
+            while not (waiting := [each for each in mailboxes if each.gets == 2]):
+                await wait_a_turn()
+            (mailbox,) = waiting
             mailbox.waits.get(timeout=20)
             d = worker.submit(len, "fives")
             d.addErrback(lambda failure: failure.trap(CancelledError) and None)
