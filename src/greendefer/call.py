@@ -98,7 +98,8 @@ class Call(Deferred[Any]):
         # People know it as a Deferred, and want to know of what.
         return super().__str__().replace(type(self).__name__, f"Deferred of {self.name}", 1)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
     def __iter__(self) -> Generator[Any, None, Any]:
         """For ``yield from``. A plain ``for`` would get this Deferred again and again, for ever."""
