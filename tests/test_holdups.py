@@ -123,6 +123,23 @@ def test_switched_off_and_asleep(run_program: Any) -> None:
     )
 
 
+def test_the_last_thing_before_the_reactor_stops(run_program: Any) -> None:
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    def greedy():
+        native_sleep(0.3)
+        sys.setswitchinterval(60)  # the watching thread comes late to all that follows
+
+    greendefer.defer_to_greenlet(greedy).addBoth(lambda _: reactor.stop())
+    reactor.run()
+    text, end = warnings
+    assert "greedy held the loop" in text, text
+    assert end == "Main loop terminated."
+    """
+    )
+
+
 @pytest.mark.parametrize("seconds", ["1", True])
 def test_a_limit_that_is_no_number(seconds: Any) -> None:
     with pytest.raises(TypeError, match=r"warn_of_holdups\(seconds\) must be a number"):

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from .carriers.greenlets import Worker
-from .carriers.native import IDLE_SECONDS, SimpleQueue, start_thread
+from .carriers.native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 from .policy import check_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .home import GreenHome
 
 _log = Logger(namespace="greendefer")
@@ -56,8 +58,10 @@ class HoldupWatch:
     def __init__(self, home: GreenHome) -> None:
         self._home = home
         self._inbox = SimpleQueue()
+        self._answers = SimpleQueue()
         self._stopped = False
         self._out: tuple[int, float] | None = None
+        self._join: Callable[[float], object] | None = None
         self._runs = False
         self.asleep: bool = True
         home.wait.onlooker = self
@@ -68,7 +72,7 @@ class HoldupWatch:
         if not self._runs:
             self._runs = True
             try:
-                start_thread(self._run, "greendefer-holdups")
+                self._join = start_thread(self._run, "greendefer-holdups")
             except RuntimeError:  # no more threads: there is nobody to watch then
                 pass
         else:
@@ -77,17 +81,26 @@ class HoldupWatch:
     def forked(self) -> None:
         """This is a child process, without the thread."""
         self._inbox = SimpleQueue()
+        self._join = None
         self._runs = False
         self.asleep = True
 
     def hub_is_gone(self) -> None:
         """The reactor waits in another hub from now on."""
-        self.stop()
+        self._stop(is_over=False)  # nobody holds this one, and nobody will answer
         self._home.leave()
 
     def stop(self) -> None:
+        """Nothing holds the loop any more, since this is its thread. What did has been logged
+        when this returns."""
+        self._stop(is_over=True)
+
+    def _stop(self, *, is_over: bool) -> None:
         self._stopped = True
         self._inbox.put(None)
+        self._answers.put(is_over)
+        if self._join is not None:
+            self._join(ENDING_SECONDS)
 
     # In the thread.
 
@@ -106,7 +119,10 @@ class HoldupWatch:
             wait = self._home.wait
             # Results are delivered within the reactor's wait, too, where no turn is counted.
             if wait.turns == turns and wait.is_parked and self._out is None:
-                self.asleep = not self._has_calls()  # nothing happened, but our own knocking
+                # Nothing happened, but our own knocking. (wake() may be called at any moment.)
+                self.asleep = True
+                if self._has_calls():
+                    self.asleep = False
 
     def _has_calls(self) -> bool:
         try:
@@ -124,7 +140,9 @@ class HoldupWatch:
 
     def _knock(self, threshold: float) -> None:
         knocked_at = monotonic()
-        answers = SimpleQueue()
+        self._answers = answers = SimpleQueue()
+        if self._stopped:
+            return
         try:
             self._home.loop.run_callback_threadsafe(self._answer, answers.put)
         except ValueError:  # the loop is destroyed
@@ -139,20 +157,20 @@ class HoldupWatch:
         stack = traceback.extract_stack(frame) if frame is not None else None
         name, key = _culprit(frame)
         del frame
-        waited = 0
-        while not self._stopped and waited < 20:  # say so also of what never ends
+        is_over = True
+        for _ in range(20):  # say so also of what never ends
             try:
-                answers.get(timeout=threshold)
+                is_over = answers.get(timeout=threshold)
                 break
             except Empty:
-                waited += 1
-        if stack is not None and not self._stopped:
+                pass
+        if stack is not None and is_over:
             _warn_of_holding(name, key, monotonic() - knocked_at, stack)
 
     # In the hub.
 
     def _answer(self, answer: Any) -> None:
-        answer(None)
+        answer(True)
         wait = self._home.wait
         reactors = wait.greenlet
         if reactors is None or wait.is_parked:
