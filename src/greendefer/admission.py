@@ -389,7 +389,7 @@ class Pool:
         for closed in closers:
             self.home.deliver(closed.callback, None)
 
-    # For lending.
+    # For shutdown, and for lending.
 
     @property
     def is_closed(self) -> bool:

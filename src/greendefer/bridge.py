@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import gevent
 from gevent.exceptions import LoopExit
@@ -14,7 +14,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .call import Call, cancel_quietly, current_call, is_deferred
+from .call import Call, cancel_quietly, current_call, is_call, is_deferred
 from .carriers.greenlets import Kill
 from .crossing import as_deferred, borrower_of, call_in_thread_of
 from .errors import CallTimeout, GreendeferError, WouldDeadlock, shown
@@ -57,8 +57,7 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
     if not is_deferred(d):
         raise TypeError(
             f"wait_for_deferred(d) needs a Deferred, not {shown(d)}. For a coroutine or a "
-            "function, "
-            "use blocking_from_greenlet."
+            "function, use blocking_from_greenlet."
         )
     result: T = _wait(home_to_wait_in(), d, timeout)
     return result
@@ -198,8 +197,8 @@ def _park(wait: _Wait, timeout: float | None) -> None:
     if home.stopped:
         return
     me = current_call()
-    if me is not None and Call in type(wait.d).__mro__:  # as is_deferred() asks
-        wait_begins(me, cast("Call", wait.d))
+    if me is not None and is_call(wait.d):
+        wait_begins(me, wait.d)
     deadline = None
     if timeout is not None:
         deadline = home.deadlines.at(monotonic() + timeout, wait.expire)

@@ -276,6 +276,11 @@ def is_deferred(result: object) -> TypeGuard[Deferred[Any]]:
     return Deferred in type(result).__mro__
 
 
+def is_call(d: Deferred[Any]) -> TypeGuard[Call]:
+    """The same for calls."""
+    return Call in type(d).__mro__
+
+
 def current_call() -> Call | None:
     """The call that the current greenlet, or the current thread outside of any, runs."""
     return getattr(getcurrent(), "greendefer_call", None)

@@ -24,6 +24,7 @@ from .carriers.native import SimpleQueue
 from .errors import CallTimeout, GreendeferError, WouldDeadlock
 from .home import has_stopped, home_here, home_if_made
 from .lending import wait_begins, wait_ends
+from .reactor.wait import nothing
 
 if TYPE_CHECKING:
     from .home import Home
@@ -228,7 +229,7 @@ def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None
             waiter = Waiter(hub)
             # Never sent: it is there so that the hub sees that something may still happen.
             holds_the_loop: Any = hub.loop.async_()
-            holds_the_loop.start(int)
+            holds_the_loop.start(nothing)
             try:
                 with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
                     waiter.get()

@@ -191,9 +191,8 @@ def green_deferred(
         if is_async(func):
             raise TypeError(
                 f"{shown(func)} is async already: it would return a coroutine that nobody "
-                "awaits. Use "
-                "Deferred.fromCoroutine(f()) to get a Deferred, or @blocking_from_greenlet to "
-                "call it from blocking code."
+                "awaits. Use Deferred.fromCoroutine(f()) to get a Deferred, or "
+                "@blocking_from_greenlet to call it from blocking code."
             )
         if is_generator(func):
             raise TypeError(

@@ -18,6 +18,7 @@ from twisted.python import threadable
 from ._twistedcontext import make_greenlet_local
 from .carriers.greenlets import GreenletCarrier
 from .carriers.helper import HelperCarrier, HelperHub
+from .carriers.native import native_sleep
 from .carriers.threads import ThreadCarrier
 from .deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from .errors import GreendeferError
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from .admission import Pool
     from .carriers import Carrier
     from .reactor.wait import CooperativeWait
-
-native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 _modules = sys.modules
 _MAIN_THREAD: int = gevent_hub.MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
@@ -249,13 +248,14 @@ def home_here() -> Home:
     if home is not None and home.is_here():
         return home
     reactor = installed_reactor()
+    wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
     if not is_reactor_thread(reactor):
         error = (
             "This is not the reactor's thread. Call from there with "
             "reactor.callFromThread(f, ...), or decorate a function that makes the call with "
             "@blocking_from_greenlet: it may be called from any thread, and waits for the result."
         )
-        if not hasattr(reactor, "cooperative_wait"):
+        if wait is None:
             error += (
                 f" (The installed reactor, {_name_of(reactor)}, does not run on gevent's hub, so "
                 "the calls of pools run in other threads than its own. On greendefer's, "
@@ -268,7 +268,6 @@ def home_here() -> Home:
             "come back to it from another thread or greenlet. (A test on a reactor in memory uses "
             "a pool of greendefer.testing.)"
         )
-    wait = getattr(reactor, "cooperative_wait", None)
     if wait is None:
         if home is None or home.reactor is not reactor:
             _home = home = ForeignHome(reactor)

@@ -59,7 +59,7 @@ class Hook(Protocol):
         """It never ran: the pool was full or closed."""
 
 
-_EVENTS = ("submitted", "started", "ended", "rejected")
+_EVENTS = [name for name in vars(Hook) if not name.startswith("_")]
 
 _hooks: tuple[Hook, ...] = ()
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .admission import Around, Pool
-from .call import Call
+from .call import Call, current_call
 from .carriers import Carrier, PinnedCarrier
 from .carriers.executors import ExecutorCarrier
 from .carriers.threads import ThreadCarrier
@@ -298,9 +298,9 @@ class PoolWorker(Pool):
         try:
             self._carrier.serve()
         finally:
-            # Else it is a thread, which was faster than open(): a race that no test can win.
-            if self.host is not None:  # pragma: no branch
-                self.host.is_leaving = True  # a kill on its way would cut off what cleans up
+            host = current_call()
+            assert host is not None  # self.host is set by open(), which a thread may overtake
+            host.is_leaving = True  # a kill on its way would cut off what cleans up
             self._run_exits()
         if self._aborted:
             raise GreenletExit  # what is around the worker is to know that not all went well

@@ -23,7 +23,7 @@ from twisted.python.reflect import safe_str
 
 from ..errors import ExecutorFailed, GreendeferError, shown
 from . import Errand
-from .native import ENDING_SECONDS
+from .native import ENDING_SECONDS, native_sleep
 from .threads import execute
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from . import PinnedCarrier
 
 
-native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 native_waitpid: Callable[[int, int], tuple[int, int]] = monkey.get_original("os", "waitpid")
 
 

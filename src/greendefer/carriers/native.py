@@ -16,6 +16,8 @@ IDLE_SECONDS = 10.0
 
 allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
 
+native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+
 #: The mailbox of a thread. In C, on the platform's locks; its timeouts are on a monotonic clock
 #: (from Python 3.11: 3.10 waits by the wall clock where the platform has no other way).
 SimpleQueue: Callable[[], Any] = monkey.get_original("queue", "SimpleQueue")

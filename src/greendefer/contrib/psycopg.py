@@ -123,9 +123,7 @@ def _wait_for_psycopg(gen: Generator[int, int, Any], fileno: int, interval: floa
                 timer.start(waiter.switch, 0, update=True)
                 ready = waiter.get()
             finally:
-                watcher.stop()
                 watcher.close()
-                timer.stop()
                 timer.close()
             if ready:
                 wanted = gen.send(ready & int(wanted))

@@ -78,16 +78,15 @@ class CooperativeWait:
         self._at_once: Any = loop.timer(0.0, priority=loop.MAXPRI)
         self._alarm: Any = None
         self._alarm_at = inf
-        # libev's loop can say whether anything is alive in it; libuv's, which has no priorities,
-        # says 0 whatever there is (gevent/_ffi/loop.py, activecnt and pendingcnt).
-        self._can_tell = loop.MAXPRI > loop.MINPRI
         self._is_busy = False
-        # What make_way() puts before all others. libuv's watchers have feed(), but it raises.
-        self._express: Any = None
-        if loop.MAXPRI > loop.MINPRI:
+        # libuv has no priorities. Its loop can't say either whether anything is alive in it: there
+        # is 0 whatever there is (gevent/_ffi/loop.py, activecnt and pendingcnt).
+        self._is_libev = loop.MAXPRI > loop.MINPRI
+        if self._is_libev:
+            # What make_way() puts before all others. (libuv's watchers have feed(), but it raises.)
             # It is never started, only fed, so it keeps no loop alive. With ref=False feed() would
             # take one from activecnt until _resume() has returned (gevent/libev/corecext.pyx).
-            self._express = loop.async_(priority=loop.MAXPRI)
+            self._express: Any = loop.async_(priority=loop.MAXPRI)
             self._once_more: Any = loop.timer(0.0, ref=False)
         if self._fd is not None:
             self.watch(self._fd)
@@ -110,7 +109,6 @@ class CooperativeWait:
     def watch(self, fd: int) -> None:
         """End the wait when `fd`, which is an epoll or kqueue, becomes readable."""
         for watcher in self._watchers:
-            watcher.stop()
             watcher.close()
         self._fd = fd
         self._watchers = [self._watcher(fd, READ)]
@@ -169,7 +167,7 @@ class CooperativeWait:
             else:
                 self._go_round(timeout)
                 self._last_round = monotonic()
-                self._is_busy = self._can_tell and self._last_round - now < SLICE
+                self._is_busy = self._is_libev and self._last_round - now < SLICE
         finally:
             self._parked = None
             self._woken = False
@@ -219,7 +217,6 @@ class CooperativeWait:
         if at > self._alarm_at - ALARM_PRECISION:
             return
         if self._alarm is not None:
-            self._alarm.stop()
             self._alarm.close()
         self._alarm_at = at
         self._alarm = self.loop.timer(timeout, ref=False, priority=self.loop.MAXPRI)
@@ -308,15 +305,15 @@ class CooperativeWait:
         """
         if self._parked is not None and monotonic() >= self._due:
             self._due = monotonic() + SLICE
-            if self._express is None:
+            if not self._is_libev:
                 self.wake()
             else:
                 self._express.feed(1, self._resume)
                 # gevent runs callbacks just before libev polls (its prepare watcher), and that is
                 # where we may be. Those that the reactor adds in its turn would not be seen until
                 # something else ends the poll; a timer that is due does.
-                self._once_more.start(_nothing)
+                self._once_more.start(nothing)
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """What a watcher calls that is only to be there."""
