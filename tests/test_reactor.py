@@ -421,6 +421,36 @@ def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(
     )
 
 
+@pytest.mark.parametrize("kind", ["native", "select"])
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+def test_times_of_less_than_a_millisecond(
+    loop: str, kind: str, run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libuv warns of each, and rings early by what is more than whole milliseconds."""
+    monkeypatch.setenv("GEVENT_LOOP", loop)
+    run_program(
+        f"""
+        import warnings
+        warnings.simplefilter("error")
+        import gevent, greendefer
+        greendefer.install({kind!r})
+        from twisted.internet import reactor, task
+
+        async def main(reactor):
+            for seconds in 0.0001, 0.0009, 0.0015:
+                await task.deferLater(reactor, seconds)
+                slow = greendefer.green_deferred(timeout=seconds)(gevent.sleep)
+                try:
+                    await slow(60)
+                except greendefer.CallTimeout:
+                    continue
+                raise AssertionError("no timeout")
+
+        task.react(main)
+        """
+    )
+
+
 def test_a_timeout_that_is_put_off_again_and_again_costs_one_turn(run_program: Any) -> None:
     run_program(
         """

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from .carriers.native import IDLE_SECONDS, SimpleQueue, allocate_lock, start_thread
-from .reactor.wait import SLICE
+from .reactor.wait import SLICE, for_timer
 
 _LONGEST = 86400.0
 
@@ -43,7 +43,9 @@ class HubTimer:
         self.stop()
         delay = min(max(0.0, when - monotonic()), _LONGEST)
         # ref=False: a timeout alone keeps no program alive.
-        self._timer = self._loop.timer(delay, ref=False, priority=self._loop.MAXPRI)
+        self._timer = self._loop.timer(
+            for_timer(self._loop, delay), ref=False, priority=self._loop.MAXPRI
+        )
         self._timer.start(self._call_soon, f, update=True)
 
     def stop(self) -> None:
