@@ -118,6 +118,90 @@ class TestFork:
             kind,
         )
 
+    @pytest.mark.parametrize("patch", [False, True], ids=["", "patched"])
+    @pytest.mark.parametrize("reactor", ["stock", "green"])
+    @pytest.mark.parametrize("pool", ["GreenPool", "NativeThreadPool"])
+    def test_calls_made_before_it(
+        self, pool: str, reactor: str, patch: bool, run_program: Any
+    ) -> None:
+        """Threads are the parent's alone. What one runs fails in the child; all else goes on."""
+        run_program(
+            f"""
+            from gevent import monkey
+            sleep, Lock = (monkey.get_original("time", "sleep"),
+                           monkey.get_original("_thread", "allocate_lock"))
+            waitpid = monkey.get_original("os", "waitpid")
+            if {patch}:
+                monkey.patch_all()
+            import gevent, greendefer, os
+            if {reactor == "green"}:
+                greendefer.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import DeferredList, ensureDeferred
+
+            pool = greendefer.{pool}(2)
+            is_lost = {pool == "NativeThreadPool" or reactor == "stock"}
+            nap = gevent.sleep if {pool == "GreenPool" and (patch or reactor == "green")} else sleep
+            """
+            + """
+            locks = [Lock() for _ in range(3)]
+            for lock in locks:
+                lock.acquire()
+            begun = []
+
+            def work(n):
+                begun.append(n)
+                while not locks[n].acquire(False):
+                    nap(0.001)
+                return n
+
+            # The first has ended when the process is forked, the second runs, the third waits.
+            calls = [pool.submit(work, n) for n in range(3)]
+            if is_lost:
+                while not {0, 1} <= {*begun}:
+                    sleep(0.001)
+                locks[0].release()
+                while len(pool.home._outbox) < 3:  # begun, begun, ended
+                    sleep(0.001)
+            else:
+                locks[0].release()
+                while {*begun} < {0, 1} or locks[0].acquire(False):
+                    gevent.sleep(0.001)
+            pid = os.fork()
+            if pid:
+                assert waitpid(pid, 0)[1] == 0
+            for lock in locks[1:]:
+                lock.release()
+
+            async def main():
+                results = await DeferredList(calls, consumeErrors=True)
+                assert results[0] == (True, 0) and results[2] == (True, 2), results
+                if is_lost and not pid:
+                    assert "forked" in results[1][1].getErrorMessage(), results
+                else:
+                    assert results[1] == (True, 1), results
+                assert await DeferredList([pool.submit(len, "abc") for _ in range(5)])
+                slow = greendefer.green_deferred(nap, pool=pool, timeout=0.01)
+                try:
+                    await slow(0.1)
+                except greendefer.CallTimeout:
+                    pass
+                await pool.close()
+                return "done"
+
+            ended = []
+            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+                lambda result: (ended.append(result), reactor.stop())))
+            reactor.run()
+            stats = pool.stats()
+            print(pid, ended, stats)
+            assert ended == ["done"], ended
+            assert (stats.running, stats.queued, stats.lingering) == (0, 0, 0), stats
+            assert stats.failed == (is_lost and not pid), stats
+            os._exit(0) if not pid else None
+            """
+        )
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_in_a_call_while_the_reactor_runs(self, kind: str, run_with_server: Any) -> None:
         """A child that ends by itself takes nothing from its parent."""

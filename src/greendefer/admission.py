@@ -191,6 +191,32 @@ class Pool:
             self._finish(call)
             home.deliver(call.fire, CLOSED)
 
+    def forked(self) -> None:
+        """This is a child process: what its parent's threads run is lost to it. What waits in the
+        queue was not begun, and has its turn."""
+        if not self._carrier.outlives_fork:
+            lost = list(self._active)
+            self._carrier = self._make_carrier(self.home)
+            # After the results that were on their way.
+            self.home.deliver(self._lose, lost)
+
+    def _lose(self, calls: list[Call]) -> None:
+        for call in calls:
+            if call.outcome is None:
+                self._give_up(call, "failed", "abandon")
+                call.fire(
+                    Failure(
+                        GreendeferError(
+                            f"{call.name} ran in a thread or a process when this process was "
+                            "forked from another: it runs on for that one only. Fork first."
+                        )
+                    )
+                )
+            if call.state != ENDED:
+                if call.lender is None:
+                    self._lingering -= 1
+                self._finish(call)
+
     def reactor_stopped(self) -> None:
         """Nothing can be delivered any more: let go of threads that wait for calls."""
         self._carrier.stop()

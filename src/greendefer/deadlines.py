@@ -28,6 +28,9 @@ class Timer(Protocol):
     def stop(self) -> None:
         """Forget it."""
 
+    def forked(self) -> None:
+        """This is a child process."""
+
 
 class HubTimer:
     """A timer of the hub that the reactor runs on. libev's are monotonic."""
@@ -52,6 +55,9 @@ class HubTimer:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.close()
+
+    def forked(self) -> None:
+        pass  # the child has the hub
 
 
 class ThreadTimer:
@@ -91,6 +97,14 @@ class ThreadTimer:
     def stop(self) -> None:
         with self._lock:
             self._when = None
+
+    def forked(self) -> None:
+        self._lock = allocate_lock()  # the thread, which is the parent's alone, may have had it
+        self._wake = SimpleQueue()
+        self._runs = False
+        when, self._when = self._when, None
+        if when is not None:
+            self.start(when, self._f)
 
     def _expire_or_restart(self) -> None:
         with self._lock:

@@ -218,6 +218,9 @@ class PoolWorker(Pool):
     def _make_carrier(self, home: Home) -> Carrier:
         return self._pool._carrier.pinned()
 
+    def forked(self) -> None:
+        pass  # its host is lost, and that ends it
+
     def check_timeouts(self, timeouts: Timeouts | None) -> None:
         self._pool.check_timeouts(timeouts)
 
@@ -254,7 +257,7 @@ class PoolWorker(Pool):
         :returns: a Deferred that fires in the reactor's greenlet when the worker is there, or
             fails with what came in between. Cancelling it gives the worker up.
         :raises RuntimeError: it was entered before.
-        :raises GreendeferError: no green reactor is installed, or this is not its thread.
+        :raises GreendeferError: no reactor is installed, or this is not its thread.
         """
         if self._entered is not None:
             raise RuntimeError("This worker was entered before: ask for another, pool.worker()")

@@ -22,6 +22,8 @@ class Carrier(Protocol):
     """Can a running call be ended from outside?"""
     can_nest: bool
     """Can a call run while another one waits for it in the same slot?"""
+    outlives_fork: bool
+    """Do calls go on in a child process that is forked meanwhile?"""
 
     def start(self, call: Call) -> None:
         """Have the call run soon, in the order of these requests."""
@@ -30,7 +32,7 @@ class Carrier(Protocol):
         """Take back a call that was started; ``False`` if it runs already."""
 
     def kill(self, call: Call) -> None:
-        """End a running call, which may take its time or refuse. Nothing, if it can't be."""
+        """End a running call, which may take its time or refuse. Only where `can_kill`."""
 
     def pinned(self) -> PinnedCarrier:
         """One of its workers, to be kept for several calls.

@@ -168,6 +168,7 @@ class GreenletCarrier:
     kind = "greenlets"
     can_kill = True
     can_nest = True
+    outlives_fork = True
 
     def __init__(self, place: Place) -> None:
         self.hub: Any = place.hub
@@ -246,6 +247,7 @@ class PinnedGreenletCarrier:
     kind = "one greenlet"
     can_kill = True
     can_nest = False
+    outlives_fork = True
 
     def __init__(self, place: Place) -> None:
         self._place = place

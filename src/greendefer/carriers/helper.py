@@ -79,6 +79,7 @@ class HelperCarrier:
     kind = "greenlets of a helper thread"
     can_kill = True
     can_nest = True
+    outlives_fork = False
 
     def __init__(self, home: Home, helper: HelperHub) -> None:
         self._home = home
@@ -108,6 +109,7 @@ class PinnedHelperCarrier:
     kind = "one greenlet of a helper thread"
     can_kill = True
     can_nest = False
+    outlives_fork = False
 
     def __init__(self, home: Home, helper: HelperHub, carrier: GreenletCarrier) -> None:
         self._home = home
