@@ -1,6 +1,7 @@
 """Twisted's own kqueue reactor, waiting in gevent's hub.
 
-It waits as the epoll one does. It has not been run yet: no machine with kqueue was there to test on.
+It waits as the epoll one does. It has not been run yet: no machine with kqueue was there to test
+on.
 """
 
 from __future__ import annotations
