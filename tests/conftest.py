@@ -22,6 +22,7 @@ import pytest
 from gevent.event import Event
 from programs import GO, PATCH, joined, run_python
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import deferLater
 from twisted.python import log
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,6 +54,12 @@ def in_reactor(reactor: Any) -> Callable[..., Any]:
         return greendefer.wait_for_deferred(d)
 
     return call
+
+
+@pytest.fixture
+def wait_a_turn(reactor: Any) -> Callable[[], Deferred[None]]:
+    """Returns a Deferred that fires in the reactor's next turn."""
+    return lambda: deferLater(reactor, 0)
 
 
 @pytest.fixture(autouse=True)

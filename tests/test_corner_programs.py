@@ -247,11 +247,8 @@ def test_only_threads_are_patched(run_program: Any) -> None:
         from twisted.internet.threads import deferToThread
         assert tcp.socket is socket and dict(vars(socket)) == before
         ident = monkey.get_original("_thread", "get_ident")
-        got = []
-        reactor.callWhenRunning(lambda: deferToThread(ident).addBoth(
-            lambda r: (got.append(r), reactor.stop())))
-        reactor.run()
-        assert isinstance(got[0], int) and got[0] != ident(), got
+        got = go(lambda: deferToThread(ident))
+        assert isinstance(got, int) and got != ident(), got
         """
     )
 

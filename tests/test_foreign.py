@@ -156,11 +156,7 @@ def test_a_thread_that_can_not_start(run_program: Any) -> None:
             got.append(await pool.submit(len, "four"))
             s = pool.stats()
             assert (s.failed, s.completed, s.running) == (1, 1, 0), s
-        from twisted.internet.defer import Deferred
-        d = Deferred.fromCoroutine(main())
-        d.addErrback(lambda f: f.printTraceback())
-        d.addBoth(lambda _: reactor.stop())
-        reactor.run()
+        go(main)
         assert got == ["refused", 4], got
         """
     )

@@ -9,13 +9,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from programs import gunicorn
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from greendefer import start_reactor, wait_for_deferred
+import greendefer
+from greendefer import GreendeferError, start_reactor, wait_for_deferred
 
 AT_ONCE = 200
 
@@ -243,3 +245,8 @@ def test_on_a_reactor_that_is_not_green(run_program: Any) -> None:
             raise AssertionError("not refused")
         """
     )
+
+
+def test_start_reactor_in_another_thread_than_the_reactors() -> None:
+    with pytest.raises(GreendeferError, match="another thread"):
+        gevent.get_hub().threadpool.apply(greendefer.start_reactor)

@@ -394,13 +394,7 @@ PROCESSES = """
             assert results[2 * n + 1] == (n % 256 if n % 3 else -15), (n, results[2 * n + 1])
         print("all", N)
 
-    def failed(f):
-        f.printTraceback()
-        print("failed")
-    d = defer.ensureDeferred(main())
-    d.addErrback(failed)
-    d.addBoth(lambda _: reactor.callWhenRunning(reactor.stop))
-    reactor.run()
+    go(main)
     assert subprocess.call(["/bin/sh", "-c", "exit 7"]) == 7  # and after the reactor has stopped
     """
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from greendefer import wait_for_deferred
+from greendefer.threadpool import GreenThreadPool
 
 KINDS = ["native", "poll", "select", "asyncio"]
 
@@ -414,3 +418,34 @@ class TestNames:
                 return "done"
             """
         )
+
+
+def test_a_green_thread_pool_by_itself(
+    gate: Any, logged: list[dict[str, Any]], in_reactor: Callable[..., Any]
+) -> None:
+    pool = GreenThreadPool(1, 2)
+    pool.start()
+    results: list[Any] = []
+
+    def got(success: bool, result: Any) -> None:
+        results.append((success, result))
+        raise ValueError("of the callback")
+
+    pool.adjustPoolsize(minthreads=1)
+    assert (pool.min, pool.max) == (1, 2)
+    pool.adjustPoolsize(maxthreads=3)
+    assert (pool.min, pool.max) == (1, 3)
+    pool.callInThreadWithCallback(got, gate)
+    assert gate.entered.wait(20)
+    assert (pool.workers, len(pool.working), pool.waiters) == (1, 1, [])
+    gate.opened.set()
+    pool.callInThread(lambda: 1 // 0)
+    wait_for_deferred(pool.pool.when_idle(), 20)
+    assert results == [(True, "through")]
+    errors = [event for event in logged if event["isError"]]
+    for error in errors:
+        logged.remove(error)
+    assert {error["failure"].type for error in errors} == {ValueError, ZeroDivisionError}
+    wait_for_deferred(pool.stopped(), 20)
+    pool.callInThreadWithCallback(got, len, "")
+    assert pool.pool.stats().submitted == 2

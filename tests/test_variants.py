@@ -208,7 +208,7 @@ class TestAsyncio:
             import asyncio, gevent, greendefer
             greendefer.install("asyncio")
             from twisted.internet import reactor
-            from twisted.internet.defer import ensureDeferred, gatherResults
+            from twisted.internet.defer import gatherResults
             seen = []
 
             def call():
@@ -288,7 +288,7 @@ def test_twisted_itself_is_not_patched(kind: str, run_program: Any) -> None:
         from gevent import monkey
         greendefer.install({kind!r})
         from twisted.internet import reactor, protocol, threads
-        from twisted.internet.defer import Deferred, ensureDeferred
+        from twisted.internet.defer import Deferred
         from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
         import _socket, gevent.socket
         ident = monkey.get_original("_thread", "get_ident")
