@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anywhere
 import pytest
-from conftest import PATCHED
+from programs import PATCHED
 
 REACTORS = ("green-native", "green-asyncio", "stock-epoll", "stock-asyncio")
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import time
 import traceback
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -530,3 +531,9 @@ def test_yield_from_a_call() -> None:
         return (yield from pool.submit(len, "abc"))
 
     assert wait_for_deferred(length()) == 3
+
+
+def test_options_of_a_decorated_function_that_is_bound_by_hand() -> None:
+    """As Python 3.13 has a classmethod around one."""
+    call = with_options(types.MethodType(green_deferred(pow), 2), timeout=20)
+    assert wait_for_deferred(call(10)) == 1024

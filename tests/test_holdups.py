@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from greendefer.holdups import HoldupWatch
 from greendefer.instrumentation import warn_of_holdups
 
 WATCHED = """
@@ -150,3 +153,12 @@ def test_a_limit_that_is_no_number(seconds: Any) -> None:
 def test_a_limit_that_can_not_be(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"warn_of_holdups\(seconds\) must be"):
         warn_of_holdups(seconds)
+
+
+def test_pools_that_change_while_the_watch_looks_at_them(reactor: Any) -> None:
+    class Changing:
+        def __iter__(self) -> Iterator[Any]:
+            raise RuntimeError("Set changed size during iteration")
+
+    home: Any = types.SimpleNamespace(wait=types.SimpleNamespace(), pools=Changing())
+    assert HoldupWatch(home)._has_calls()

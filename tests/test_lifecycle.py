@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCH, PATCHED, run_twistd
 
 KINDS = ["native", "poll", "select", "asyncio"]
 
@@ -53,7 +53,7 @@ SERVER = """
 @pytest.fixture
 def run_with_server(run_program: Any) -> Any:
     def run(source: str, kind: str) -> Any:
-        return run_program(textwrap.dedent(SERVER.format(kind=kind)) + textwrap.dedent(source))
+        return run_program(SERVER.format(kind=kind), source)
 
     return run
 
@@ -107,13 +107,7 @@ class TestFork:
                     os.kill(pid, 9)
                     get_original_waitpid(pid, 0)
                 assert {await ask() for _ in range(5)} == {os.getpid()}
-                reactor.stop()
-                return "done"
-            result = []
-            reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-                lambda r: (result.append(r), r == "done" or reactor.stop())))
-            reactor.run()
-            assert result == ["done"], result
+            go(main)
             """,
             kind,
         )
@@ -223,19 +217,13 @@ class TestFork:
                 pid, status = await greendefer.defer_to_greenlet(fork)
                 assert os.waitstatus_to_exitcode(status) == 7
                 assert await ask() == os.getpid()
-                return "done"
-            result = []
-            reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-                lambda r: (result.append(r), reactor.stop())))
-            reactor.run()
-            assert result == ["done"], result
+            go(main)
             """,
             kind,
         )
 
 
 TAC = """
-{patch}
 import os, gevent, greendefer
 from twisted.application import service, internet
 from twisted.internet import endpoints, protocol, reactor
@@ -269,20 +257,8 @@ class TestTwistd:
     @pytest.mark.parametrize("name", ["gevent", "gevent-asyncio"])
     def test_daemon_serves_requests(self, name: str, tmp_path: Path) -> None:
         """It forks twice after the reactor was installed."""
-        patch = "from gevent import monkey; monkey.patch_all()" if PATCHED else ""
-        (tmp_path / "pids.tac").write_text(TAC.format(patch=patch))
-        twistd = [str(Path(sys.executable).with_name("twistd")), f"--reactor={name}"]
-        if PATCHED:
-            twistd = [sys.executable, "-m", "gevent.monkey", *twistd]
-        started = subprocess.run(
-            [*twistd, "--python=pids.tac", "--pidfile=pid", "--logfile=log"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert started.returncode == 0, started.stdout + started.stderr
+        (tmp_path / "pids.tac").write_text(PATCH + TAC)
+        run_twistd(tmp_path, f"--reactor={name}", "--python=pids.tac", "--pidfile=pid")
         deadline = time.monotonic() + 30
         try:
             while not (tmp_path / "port").exists():
@@ -522,7 +498,6 @@ def test_a_program_that_is_patched_after_the_reactor_was_made(kind: str, run_pro
         monkey.patch_all()
         import time, threading, gevent.socket, socket
         from twisted.internet import tcp, threads
-        from twisted.internet.defer import ensureDeferred
         assert socket.socket is gevent.socket.socket
         assert tcp.socket.socket is not socket.socket
         ident = monkey.get_original("_thread", "get_ident")
@@ -535,12 +510,7 @@ def test_a_program_that_is_patched_after_the_reactor_was_made(kind: str, run_pro
             await greendefer.defer_to_greenlet(time.sleep, 0.05)
             assert len(ticks) > 3
             assert await threads.deferToThread(ident) != ident()
-            return "done"
-        result = []
-        reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-            lambda r: (result.append(r), reactor.stop())))
-        reactor.run()
-        assert result == ["done"], result
+        go(main)
         """
     )
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from greendefer import doctor
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -207,3 +209,8 @@ def test_a_module_that_was_patched_too_late(tmp_path: Path, run: Run) -> None:
         "BLOCKS  import early: It was imported before the patch, and keeps "
         "socket.create_connection, socket.socket."
     ]
+
+
+def test_the_doctor_where_no_driver_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda module: False)
+    assert list(doctor._in_c()) == []
