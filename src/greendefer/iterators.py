@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import copy_context
+from collections.abc import Callable, Iterable
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from greenlet import GreenletExit
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -17,16 +15,14 @@ from twisted.python.failure import Failure
 from .admission import Pool
 from .call import Call
 from .deadlines import Deadline
-from .errors import CallTimeout, PoolClosed, shown
+from .errors import CallTimeout, PoolClosed
 from .policy import Timeouts
 from .pool import PoolWorker
-from .reactor.wait import SLICE
+from .steps import Steps
 
 T = TypeVar("T")
 
 _log = Logger(namespace="greendefer")
-
-_END: Any = object()
 
 
 class GreenIterator(Generic[T]):
@@ -119,23 +115,17 @@ class GreenIterator(Generic[T]):
             stream.forgotten()
 
 
-class Stream:
-    """The state of one iteration, shared by its consumer and its worker.
-
-    The consumer asks for items and takes them; a *fill* is a call on the worker that steps the
-    source until it is `prefetch` items ahead, or a slice of time is over. The two may be in
-    different threads: each attribute is written by one of them, but for the deque of items.
+class Stream(Steps):
+    """One iteration, and its consumer's side: it asks for items and takes them, in the reactor's
+    thread.
 
     :param pool: where it takes a worker; or a worker that somebody has entered, which it shares.
-    :param open_source: called on the worker; returns the iterable.
-    :param name: what the source is called in messages.
-    :param prefetch: how many items it may be ahead of the consumer.
     :param transform: called with each item when the consumer gets it, if given.
-    :param closes: does the iteration own the iterable that `open_source` returns?
+
+    The other parameters are those of :class:`~greendefer.steps.Steps`.
     """
 
     worker: PoolWorker | None = None
-    waiting: Deferred[Any] | None = None
     transform: Callable[[Any], Any] | None = None
 
     def __init__(
@@ -148,46 +138,30 @@ class Stream:
         transform: Callable[[Any], Any] | None = None,
         closes: bool = True,
     ) -> None:
-        self.name = name
-        self.items: deque[Any] = deque()
-        self.asked: int = 0
+        super().__init__(open_source, name, prefetch, closes)
         self.refill_below: int = prefetch // 2 + 1 if prefetch else 0
         if transform is not None:
             self.transform = transform
         self._pool = pool
-        self._open_source: Callable[[], Iterable[Any]] | None = open_source
         self._timeouts = timeouts
-        self._prefetch = prefetch
-        self._closes = closes
-        self._context = copy_context()
-        self._deliver: Callable[[Callable[[Any], object], Any], None]
         self._has_slot = False
-        self._fill: Call | None = None
+        self._is_stepping = False
+        self._call: Call | None = None  # that runs the steps, where others use the worker, too
         self._deadline: Deadline | None = None
         self._total_at: float | None = None
-        self._closing = False
         self._over = False
-        self._posted = False
         self._failure: Failure | None = None  # of a step: for the consumer, after the last item
         self._close_failure: Failure | None = None  # for the consumer, or for aclose()
         self._closed: Deferred[None] = Deferred()
-        # The worker's side.
-        self._source: Any = None
-        self._iterator: Iterator[Any] | None = None
-        self._produced = 0
-        self._step_began: float | None = None
-        self._late_error: BaseException | None = None
 
     @property
     def stage(self) -> str:
         """How far it is, for people."""
         if self._over:
             return "closed"
-        return "not begun" if self.worker is None else "closing" if self._closing else "open"
+        return "not begun" if self.worker is None else "closing" if self.closing else "open"
 
-    # The consumer's side: in the reactor's thread.
-
-    def wait(self) -> Deferred[Any]:
+    def wait(self) -> Deferred[None]:
         """A Deferred for the time when there is an item."""
         if self.waiting is not None:
             raise RuntimeError(
@@ -198,29 +172,18 @@ class Stream:
             self._raise_failure()
             raise StopAsyncIteration
         self.asked += 1
-        timeouts = self._timeouts
-        if timeouts is None and not self._prefetch:
-            self.refill()
-            if self._fill is not None:
-                # The short way: what the consumer waits for is the step itself.
-                self.waiting = self._fill
-                return self._fill
-        elif timeouts is not None and timeouts.total is not None:
-            self._total_at = monotonic() + timeouts.total
-        waiting = self._wait_on()
+        waiting: Deferred[None] = Deferred(self._cancelled)
+        self.waiting = waiting
         try:
             self.refill()
         except BaseException:
             self.waiting = None
             raise
-        self._set_deadline()
-        return waiting
-
-    def _wait_on(self) -> Deferred[None]:
-        """A Deferred for what :meth:`_wake` has to tell."""
-        waiting: Deferred[None] = Deferred(self._cancelled)
-        self.waiting = waiting
-        self._wake()
+        timeouts = self._timeouts
+        if timeouts is not None:
+            if timeouts.total is not None:
+                self._total_at = monotonic() + timeouts.total
+            self._set_deadline()
         return waiting
 
     def _raise_failure(self) -> None:
@@ -232,17 +195,26 @@ class Stream:
 
     def refill(self) -> None:
         """Let the worker step on, unless it does."""
-        if self._fill is not None or self._closing:
+        if self._is_stepping or self.closing:
             return
         worker = self.worker
         if worker is None:
-            worker = self._begin()
-            if self._closing:
+            worker = self._take_worker()
+            if self.closing:
                 return  # the pool has no slot for it
-        self._fill = fill = worker._call(self._step_on, (), {}, None, "kill")
-        fill.addCallbacks(self._filled, self._failed)
+        if worker is not self._pool:
+            try:
+                worker.run_job(self)
+                self._is_stepping = True
+            except PoolClosed:
+                self._lost(Failure())
+        else:
+            # A call of its own: it has its turn among those of others.
+            self._call = worker._call(self.run, (), {}, None, "kill")
+            self._is_stepping = True
+            self._call.addBoth(self.stepped)
 
-    def _begin(self) -> PoolWorker:
+    def _take_worker(self) -> PoolWorker:
         pool = self._pool
         if isinstance(pool, PoolWorker):
             self.worker = worker = pool
@@ -251,61 +223,46 @@ class Stream:
             worker = take_worker(pool)
             entered = worker.open(self._timeouts)
             self.worker = worker
-            entered.addCallbacks(self._got_slot, self._got_no_slot)
-        self._deliver = worker.home.deliver
-        worker.at_exit(self._close_source)
+            entered.addCallbacks(self._got_slot, self._lost)
+            assert worker.host is not None
+            self.call = worker.host
+            worker.host.addBoth(self._worker_ended)
+        self.deliver = worker.home.deliver
+        worker.at_exit(self.close_source)
         return worker
 
     def _got_slot(self, _: None) -> None:
         self._has_slot = True
         self._set_deadline()
 
-    def _got_no_slot(self, failure: Failure) -> None:
-        if not self._closing:
-            self._failure = failure
-            self._close(kill=True)
+    def _worker_ended(self, _: None) -> None:
+        if not self.closing:  # the pool was closed, or the worker killed
+            self._lost(Failure(self.closed_error()))
 
-    def _filled(self, exhausted: bool) -> Deferred[None] | None:
-        fill, self._fill = self._fill, None
-        direct = self.waiting is fill
-        if direct:
-            self.waiting = None
-        if exhausted:
+    def _lost(self, failure: Failure) -> None:
+        """There will be no more items."""
+        if not self.closing:
+            self._failure = failure
             self._close()
-        elif not direct and (
-            len(self.items) < self.refill_below or (self.waiting is not None and not self.items)
-        ):
+
+    def stepped(self, result: bool | Failure) -> None:
+        self._is_stepping = False
+        if isinstance(result, Failure):
+            self._lost(result)
+        elif result:
+            self._close()
+        elif len(self.items) < self.refill_below or (self.waiting is not None and not self.items):
             self.refill()
-        if direct:
-            return self._wait_on() if exhausted else None
         self._wake()
-        return None
 
-    def _failed(self, failure: Failure) -> Deferred[None] | Failure | None:
-        fill, self._fill = self._fill, None
-        direct = self.waiting is fill
-        if direct:
-            self.waiting = None
-            assert fill is not None
-            if fill.outcome == "cancelled" and failure.check(CancelledError):
-                self._abort(kill=True)  # the consumer, or aclose(), cancelled its wait
-                return failure
-        if not self._closing:
-            self._failure = failure
-            self._close()
-        if direct:
-            return self._wait_on()
-        self._wake()
-        return None
-
-    def _woken(self, _: None) -> None:
-        self._posted = False
+    def woken(self, _: None) -> None:
+        self.posted = False
         self._wake()
 
     def _wake(self) -> None:
         """Tell the waiting consumer, if there is something to tell."""
         waiting = self.waiting
-        if waiting is None or waiting is self._fill or not (self.items or self._over):
+        if waiting is None or not (self.items or self._over):
             return
         self._stop_waiting()
         if self.items:
@@ -331,7 +288,7 @@ class Stream:
             return
         when = self._total_at
         if timeouts.running is not None and self._has_slot:
-            at = (self._step_began or monotonic()) + timeouts.running
+            at = (self.step_began or monotonic()) + timeouts.running
             when = at if when is None else min(when, at)
         if self._deadline is not None:
             self._deadline.cancel()
@@ -368,7 +325,7 @@ class Stream:
     def forgotten(self) -> None:
         """Nobody can ask for items any more. In any thread."""
         if self.worker is not None and (not self._over or self._close_failure is not None):
-            self._deliver(self._close_unheard, None)
+            self.deliver(self._close_unheard, None)
 
     def _close_unheard(self, _: None) -> None:
         def closed(failure: Failure) -> None:
@@ -385,113 +342,42 @@ class Stream:
         self.items = deque()  # a step that ends meanwhile keeps the old one
         self._failure = None
         if self.worker is None:
-            if not self._closing:
-                self._closing = self._over = True
+            if not self.closing:
+                self.closing = self._over = True
                 self._closed.callback(None)
         else:
             self._close(kill)
 
     def _close(self, kill: bool = False) -> None:
-        if self._closing:
+        if self.closing:
             return
-        self._closing = True
+        self.closing = True
         worker = self.worker
         assert worker is not None
+        kill = kill and self._is_stepping
         if worker is not self._pool:
-            closed = worker.leave(kill=kill)
+            closed = worker.leave()
+            if kill:
+                worker.kill_job(self)
         else:
-            if kill and self._fill is not None:
-                self._fill.cancel()
-            closed = worker._call(self._close_source, (), {}, None, "abandon")
+            if kill and self._call is not None:
+                self._call.cancel()
+            closed = worker._call(self.close_source, (), {}, None, "abandon")
         closed.addBoth(self._left)
+
+    def close_source(self) -> None:
+        assert self.worker is not None
+        self.worker.not_at_exit(self.close_source)
+        super().close_source()
 
     def _left(self, result: Failure | None) -> None:
         # PoolClosed and CancelledError say how the worker ended, not how closing the source went.
         if isinstance(result, Failure) and not result.check(PoolClosed, CancelledError):
             self._close_failure = result
         self._over = True
+        self.carried_by = None
         self._wake()
         self._closed.callback(None)
-
-    # The worker's side.
-
-    def _step_on(self) -> bool:
-        """Step the source as far as it may be ahead. Is that its end?"""
-        try:
-            return self._context.run(self._steps)
-        except BaseException as e:
-            if self._closing and not isinstance(e, GreenletExit):
-                self._late_error = e  # of a step that was told to end: aclose() raises it
-            raise
-        finally:
-            self._step_began = None
-
-    def _steps(self) -> bool:
-        self._step_began = now = monotonic()
-        until = now + SLICE
-        iterator = self._iterator
-        if iterator is None:
-            assert self._open_source is not None
-            self._source = self._open_source()
-            self._iterator = iterator = self._iterate(self._source)
-        items, prefetch = self.items, self._prefetch
-        while True:
-            item = next(iterator, _END)
-            if item is _END:
-                return True
-            if self._closing:
-                return False
-            items.append(item)
-            self._produced += 1
-            self._step_began = now = monotonic()
-            if self._produced >= self.asked + prefetch or now >= until:
-                return False
-            if self.waiting is not None and not self._posted:
-                # The next step may take its time. Those that do not are delivered with this one.
-                self._posted = True
-                self._deliver(self._woken, None)
-
-    def _iterate(self, source: Any) -> Iterator[Any]:
-        try:
-            return iter(source)
-        except TypeError as e:
-            if hasattr(type(source), "__iter__"):
-                raise
-            raise TypeError(
-                f"{self.name} returned {shown(source)}, which can't be iterated over. "
-                "@green_iterator is for generator functions, and for functions that return an "
-                "iterable; use @green_deferred for one that returns a value."
-            ) from e
-
-    def _close_source(self) -> None:
-        """Close what there is to close, once."""
-        assert self.worker is not None
-        self.worker.not_at_exit(self._close_source)
-        source, iterator = self._source, self._iterator
-        self._source = self._iterator = self._open_source = None
-        error, self._late_error = self._late_error, None
-        try:
-            self._context.run(_close_all, source, iterator, self._closes)
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback has this frame: no cycle, please
-
-
-def _close_all(source: Any, iterator: Any, closes: bool) -> None:
-    try:
-        if closes or iterator is not source:
-            close_one(iterator)
-    finally:
-        if closes and iterator is not source:
-            close_one(source)
-
-
-def close_one(closable: Any, *exc_info: object) -> None:
-    """Close it, if it can be closed."""
-    close = getattr(closable, "close", None)
-    if close is not None:
-        close()
 
 
 def take_worker(pool: Pool) -> PoolWorker:
