@@ -14,7 +14,6 @@ from twisted.python.failure import Failure
 from .admission import Around, Pool
 from .call import Call, current_call
 from .carriers import Carrier, Job, PinnedCarrier
-from .carriers.executors import ExecutorCarrier
 from .carriers.threads import ThreadCarrier
 from .errors import shown
 from .home import Home
@@ -196,6 +195,8 @@ class ExecutorPool(Pool):
         self._executor = executor
 
     def _make_carrier(self, home: Home) -> Carrier:
+        from .carriers.executors import ExecutorCarrier
+
         return ExecutorCarrier(home, self._executor)
 
     def check_timeouts(self, timeouts: Timeouts | None) -> None:
