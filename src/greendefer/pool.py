@@ -293,7 +293,8 @@ class PoolWorker(Pool):
         :raises PoolClosed: the worker was closed.
         :raises GreendeferError: this is not the reactor's thread.
         """
-        if not self.home.is_here():
+        assert self._home is not None
+        if not self._home.is_here():
             self._bind()
         if self._closed:
             raise job.closed_error()
