@@ -323,7 +323,7 @@ def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
 
 
 def test_our_clock_is_monotonic() -> None:
-    from greendefer import bridge, crossing, deadlines, holdups, home, iterators
+    from greendefer import bridge, crossing, deadlines, holdups, home, steps, stream
 
-    for module in bridge, crossing, deadlines, home, holdups, iterators:
+    for module in bridge, crossing, deadlines, home, holdups, steps, stream:
         assert module.monotonic is time.monotonic  # type: ignore[attr-defined]

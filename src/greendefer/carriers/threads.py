@@ -12,7 +12,7 @@ from greenlet import getcurrent
 from twisted.python.failure import Failure
 
 from ..errors import GreendeferError
-from . import Errand
+from . import Errand, Job
 from .native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 
 if TYPE_CHECKING:
@@ -157,14 +157,14 @@ class PinnedThreadCarrier:
         self._home = home
         self._inbox = SimpleQueue()
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Job) -> None:
         self._inbox.put(Errand(self._home, call))
 
     def withdraw(self, call: Call) -> bool:
         errand: Errand = call.carried_by
         return errand.claim()
 
-    def kill(self, call: Call) -> None:
+    def kill(self, call: Job) -> None:
         raise NotImplementedError("a thread can't be killed")
 
     def pinned(self) -> PinnedThreadCarrier:
