@@ -395,8 +395,8 @@ class Pool:
         return idle
 
     def _kill_all(self, closed: Deferred[None] | None = None) -> None:
-        """The grace of close() is over, which has returned `closed`. Calls that were told to end
-        already are left to it."""
+        """Kill what still runs when the grace of :meth:`close` is over, and fire `closed`. Calls
+        that were killed before are not killed again."""
         for call in list(self._active):
             self.end_now(call)
         if closed in self._closers:  # others wait for the real end

@@ -25,7 +25,8 @@ _END: Any = object()
 
 
 class Talk:
-    """A coroutine that talks with blocking code: that asks, the coroutine says, in turns.
+    """Steps through a coroutine as one steps through a generator: blocking code sends a value,
+    and waits until the coroutine yields the next.
 
     All of an iteration is one coroutine, and so is a ``with`` block: so it has one context, and
     what it sets in a ``contextvars.ContextVar`` it can reset.

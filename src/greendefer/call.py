@@ -48,7 +48,8 @@ class Call(Deferred[Any]):
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
     :ivar seen: what tells the hooks, if there are any.
     :ivar was_killed: it was told to end.
-    :ivar is_leaving: its function has ended, and what its pool has ``around`` it is being left.
+    :ivar is_leaving: the function has returned, and the pool's `around` context manager is
+        exiting: the call can't be killed now.
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
     """
 

@@ -94,8 +94,8 @@ class Home:
         raise NotImplementedError
 
     def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
-        """Call what the standard library says does not wait. Where its threads and locks are
-        gevent's it gives way to other greenlets, and a green reactor has other ones to run."""
+        """Call `f`, which takes locks or starts threads. Where gevent has patched these, `f` may
+        switch greenlets, so on a green reactor it runs in a greenlet of its own."""
         f()
 
     def deliver(self, fire: Callable[[Any], object], result: Any) -> None:

@@ -45,7 +45,7 @@ class Hook(Protocol):
         """It was made."""
 
     def started(self, call: CallDetails, *, queued: float) -> None:
-        """It runs now; from its submission that took `queued`."""
+        """The call starts running, `queued` seconds after it was submitted."""
 
     def ended(self, call: CallDetails, *, how: str, queued: float, running: float | None) -> None:
         """Its Deferred fires now.
@@ -66,8 +66,8 @@ _hooks: tuple[Hook, ...] = ()
 
 
 def set_hooks(hooks: Iterable[Hook]) -> None:
-    """Have these told of calls made from now on, and no others. Without any, a call pays
-    one look at a name.
+    """Replace the hooks. They are told of calls submitted from now on. With none, a call costs
+    one check of a name.
 
     :raises TypeError: `hooks` can't be iterated over, or one lacks a method of :class:`Hook`.
     """

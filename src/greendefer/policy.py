@@ -86,7 +86,7 @@ def as_timeouts(what: str, value: float | Timeouts | None) -> Timeouts | None:
 
 
 def refuse_to_kill(what: str, why: str, timeouts: Timeouts | None) -> None:
-    """Refuse the promise of an end where none can be made.
+    """Reject ``on_expiry="kill"`` where a running call can't be killed.
 
     :raises ValueError: `timeouts` says ``on_expiry="kill"``.
     """

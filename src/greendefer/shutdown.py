@@ -69,7 +69,8 @@ class Shutdown:
         reactor.addSystemEventTrigger("during", "shutdown", self._close)
         reactor.addSystemEventTrigger("after", "shutdown", home.reactor_stopped)
         # Calls that are made once the reactor was told to stop are those of services that stop.
-        # Who was there before us must not come first (twisted.internet.base._ThreePhaseEvent).
+        # So this goes before the triggers that were registered earlier (twisted.internet.base,
+        # _ThreePhaseEvent): what services call while they stop is not cut off with the old ones.
         event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
         if event is not None and event.state == "BASE":
             event.before.insert(0, (self._begin, (), {}))

@@ -77,9 +77,9 @@ class Worker(greenlet):
         ready = carrier.ready
         try:
             while not self.retired:
-                # One that comes back from a long wait finds the slice over, and parks; the
-                # dispatch that is scheduled already gets it out again. So whoever runs calls here
-                # is bounded.
+                # A worker that returns from a long wait finds the time slice used up and parks; a
+                # dispatch is already scheduled and will resume it. So calls run here for one slice
+                # at most.
                 if ready and monotonic() < carrier.until:
                     self.execute(ready.popleft())
                 else:

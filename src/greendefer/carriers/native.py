@@ -35,8 +35,8 @@ def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
     """Run `f` in a new thread, which does not keep the process alive.
 
     :param name: what debuggers show, where ``threading`` is not patched.
-    :returns: what waits until it has ended, or for so many seconds. Whoever tells a thread to end
-        should: in an interpreter that goes down meanwhile, it would crash as it destroys its hub.
+    :returns: ``join(seconds)``, which waits until the thread has ended. Call it after telling the
+        thread to end: it would crash if it destroyed its hub while the interpreter shuts down.
     :raises RuntimeError: the operating system has no more threads.
     """
 

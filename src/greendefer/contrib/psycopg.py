@@ -29,7 +29,7 @@ AGAIN_SECONDS = 0.5
 
 
 def install() -> None:
-    """Make those that are installed of psycopg2, psycopg and psycopg_pool fit for greenlets.
+    """Make whichever of psycopg2, psycopg and psycopg_pool are installed cooperative under gevent.
 
     psycopg2 waits in C, unless it has a wait callback: it gets one. psycopg 3 gives way by itself
     where it was imported after ``gevent.monkey.patch_all()``, and its waits cost less from then

@@ -127,12 +127,11 @@ class CooperativeWait:
         return self.loop.io(fd, events, priority=self.loop.MAXPRI)
 
     def patience(self, timeout: float | None) -> float:
-        """For how many seconds the poller itself may wait, and the hub need not run.
+        """How many seconds the reactor may block in its own poller instead of in the hub.
 
-        More than 0 only while the reactor is busy, and nothing is alive there that could be ready:
-        no greenlet waits in it for anything. For those who would hide from ``activecnt`` (a
-        watcher with ``ref=False``, a callback from another thread) it is :data:`SLICE` at most
-        until the hub runs again.
+        Above 0 only while it is busy and no greenlet waits in the hub for anything. At most
+        :data:`SLICE`, because ``activecnt`` misses watchers with ``ref=False`` and callbacks from
+        other threads.
         """
         if not self._is_busy or self._woken or self.loop.activecnt or self.loop.pendingcnt:
             return 0.0
@@ -206,11 +205,11 @@ class CooperativeWait:
             self._at_once.stop()
 
     def _set_alarm(self, timeout: float) -> None:
-        """Have the hub end the wait in so many seconds, or before.
+        """Wake the reactor in `timeout` seconds, or earlier.
 
-        An alarm for an earlier time stays, and then the reactor takes one turn too many: what
-        protocols wait for at most is put off with each thing that they get. It keeps no loop
-        alive.
+        An earlier alarm is kept, at the price of one needless turn: protocols postpone their
+        timeouts with every event, and starting the timer anew each time would cost more. It keeps
+        no loop alive.
         """
         if timeout <= 0.0:
             self._at_once.start(self._resume, update=True)
