@@ -146,7 +146,7 @@ def stats() -> Callable[[greendefer.GreenPool], greendefer.PoolStats]:
 
 @pytest.fixture
 def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a whole program, patched if these tests are; it has 30 seconds."""
+    """Run a whole program, patched if these tests are. One that hangs is killed: only that."""
 
     def run(source: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         if PATCHED:
@@ -155,7 +155,7 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
             [sys.executable, "-c", textwrap.dedent(source), *args],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         if check:

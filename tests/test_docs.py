@@ -54,7 +54,7 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={**os.environ, "PYTHONPATH": str(folder), **environment},
     )

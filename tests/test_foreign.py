@@ -63,7 +63,7 @@ def test_trials_check_of_the_reactor(kind: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -89,7 +89,7 @@ def run(script: str) -> str:
         [sys.executable, str(EXAMPLES / script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -152,7 +152,7 @@ class TestTutorialService:
             cwd=EXAMPLES / "tutorial",
             env={**os.environ, **environment},
             check=True,
-            timeout=60,
+            timeout=120,
         )
         with started("tutorial/service.py", **environment) as (process, url):
             assert get(f"{url}/notes", data=b"buy tea") == b'{"id": 1, "notes": 1}\n'

@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -129,7 +129,7 @@ class TestDoctor:
             [sys.executable, "-W", "error", "-m", "greendefer", "-m", "greendefer.doctor"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert "ok      monkey.patch_all()" in done.stdout, done.stderr

@@ -271,7 +271,7 @@ class TestInterrupt:
         try:
             assert program.stdout.readline() == "ready\n"
             program.send_signal(signal.SIGINT)
-            out, err = program.communicate(timeout=30)
+            out, err = program.communicate(timeout=120)
         finally:
             program.kill()  # one that did not notice would go on for ever
         return subprocess.CompletedProcess([], program.returncode, out, err)
@@ -458,7 +458,7 @@ def test_the_historical_readmes_programs(example: list[str], said: list[str]) ->
         [sys.executable, str(EXAMPLES / example[0]), *example[1:]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -472,7 +472,7 @@ def test_quickstart() -> None:
         [sys.executable, str(EXAMPLES / "quickstart.py")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

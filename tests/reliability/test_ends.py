@@ -63,7 +63,7 @@ def run_ends(kind: str, carrier: str, how: str) -> dict[str, Any]:
         [sys.executable, ends.__file__, kind, carrier, how, *(["patched"] if PATCHED else [])],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -102,7 +102,7 @@ def test_under_twistd(how: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     log = (tmp_path / "log").read_text()

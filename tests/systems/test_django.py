@@ -436,7 +436,7 @@ def test_unpatched_it_is_refused() -> None:
         [sys.executable, "-c", textwrap.dedent(source)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert "all greenlets are one thread to it" in done.stdout, done.stderr

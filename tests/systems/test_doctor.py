@@ -66,7 +66,7 @@ def test_a_driver(module: str, program: str, finding: str) -> None:
     source = "from gevent import monkey; monkey.patch_all()\n" + program
     source += "\nimport greendefer.doctor\nprint(greendefer.doctor.report())"
     done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=False
     )
     assert finding in done.stdout, done.stdout + done.stderr
 
@@ -98,7 +98,7 @@ def test_unpatched(module: str, of_this_environment: list[str]) -> None:
 def of_this_environment() -> list[str]:
     """What ``python -m greendefer.doctor`` prints."""
     command = [sys.executable, "-m", "greendefer.doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     return done.stdout.splitlines()
 
@@ -111,7 +111,7 @@ def test_psycopg_that_was_imported_too_early() -> None:
         [sys.executable, "-W", "ignore", "-c", source],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert "BLOCKS  psycopg " in done.stdout, done.stdout + done.stderr

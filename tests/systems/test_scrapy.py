@@ -102,7 +102,7 @@ def test_the_crawl_goes_on_while_all_items_are_being_stored(site: Site, tmp_path
         [sys.executable, str(program), site.url],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
