@@ -175,6 +175,73 @@ def test_a_thread_that_can_not_start(run_program: Any) -> None:
     )
 
 
+def test_a_call_that_is_made_while_the_reactor_stops(run_program: Any) -> None:
+    """It is killed, in the helper thread, and its ``finally`` block runs before the reactor is
+    gone: nothing else is left to be waited for."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_all()
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        import gevent, greendefer
+        from twisted.internet import reactor
+        begun = monkey.get_original("_thread", "allocate_lock")()
+        begun.acquire()
+        got = []
+
+        def call():
+            begun.release()
+            try:
+                gevent.sleep(3600)
+            finally:
+                gevent.sleep(0.01)
+                got.append("ended")
+
+        def at_the_last_moment():
+            pool.submit(call).addErrback(lambda f: got.append(f.type))
+            assert begun.acquire(timeout=60)
+
+        # Before the pool has its own, which is what ends the calls.
+        reactor.addSystemEventTrigger("during", "shutdown", at_the_last_moment)
+        pool = greendefer.GreenPool(1)
+        pool.submit(len, "four").addBoth(got.append).addBoth(lambda _: reactor.stop())
+        reactor.run()
+        assert got == [4, greendefer.PoolClosed, "ended"], got
+        """
+    )
+
+
+def test_a_worker_that_is_closed_when_the_reactor_is_gone(run_program: Any) -> None:
+    """So are the helper thread and its hub: there is nobody left to be asked."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_all()
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        import greendefer
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+        got = []
+        go_on = Deferred()
+
+        async def main():
+            async with greendefer.GreenPool(1).worker() as w:
+                got.append(await w.submit(len, "four"))
+                reactor.stop()
+                await go_on
+
+        d = Deferred.fromCoroutine(main())
+        d.addErrback(lambda f: got.append(f.type))
+        reactor.run()
+        assert got == [4], got
+        go_on.callback(None)
+        assert got == [4, greendefer.PoolClosed], got
+        """
+    )
+
+
 def test_sqlite_stays_on_its_worker(run_program: Any) -> None:
     """Its connections check which thread it is that uses them."""
     run_program(

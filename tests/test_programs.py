@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,105 @@ class TestInterrupt:
             from twisted.internet import reactor
             reactor.callWhenRunning(reactor.stop)
             reactor.run(installSignalHandlers=False)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            """
+        )
+
+
+INTERRUPT = """
+    import signal, gevent, greendefer
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    greendefer.install()
+    from twisted.internet import reactor
+    got = []
+
+    def interrupt():
+        signal.raise_signal(signal.SIGINT)  # its handler has run when this returns
+        got.append("went on")
+
+    def until_interrupted(f, *args, **kwargs):
+        try:
+            f(*args, **kwargs)
+        except KeyboardInterrupt:
+            got.append("interrupted")
+    """
+
+
+class TestInterruptWhere:
+    """A SIGINT of which it is known which greenlet it hits."""
+
+    @pytest.fixture
+    def run(self, run_program: Any) -> Callable[[str], Any]:
+        return lambda source: run_program(textwrap.dedent(INTERRUPT) + textwrap.dedent(source))
+
+    def test_a_call(self, run: Any) -> None:
+        """It goes on, when the program has been told."""
+        run(
+            """
+            gevent.spawn(reactor.run, installSignalHandlers=False)
+            d = greendefer.defer_to_greenlet(interrupt)
+            d.addBoth(got.append)
+            until_interrupted(gevent.sleep, 3600)
+            while len(got) < 3:
+                gevent.sleep(0.001)
+            assert got == ["interrupted", "went on", None], got
+            """
+        )
+
+    def test_the_main_greenlet(self, run: Any) -> None:
+        run(
+            """
+            greendefer.start_reactor()
+            until_interrupted(interrupt)
+            assert got == ["interrupted"], got
+            assert greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "four")) == 4
+            """
+        )
+
+    def test_the_hub(self, run: Any) -> None:
+        run(
+            """
+            greendefer.start_reactor()
+            gevent.get_hub().loop.run_callback(interrupt)
+            until_interrupted(gevent.sleep, 3600)
+            assert got == ["interrupted"], got
+            assert greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "four")) == 4
+            """
+        )
+
+    def test_the_reactors_greenlet_which_is_main(self, run: Any) -> None:
+        """Twisted would log what a callback raises, and go on."""
+        run(
+            """
+            reactor.callWhenRunning(interrupt)
+            until_interrupted(reactor.run, installSignalHandlers=False)
+            assert got == ["went on", "interrupted"], got
+            """
+        )
+
+    def test_a_reactor_that_runs_in_another_thread(self, run_program: Any) -> None:
+        """Signals are not for that thread to handle, and it leaves them alone."""
+        run_program(
+            """
+            import signal
+            from gevent import monkey
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            over = monkey.get_original("_thread", "allocate_lock")()
+            over.acquire()
+            got = []
+
+            def thread():
+                import greendefer
+                greendefer.install()
+                from twisted.internet import reactor
+                d = greendefer.defer_to_greenlet(len, "four")
+                d.addBoth(got.append).addBoth(lambda _: reactor.stop())
+                reactor.run(installSignalHandlers=False)
+                over.release()
+
+            monkey.get_original("_thread", "start_new_thread")(thread, ())
+            assert over.acquire(timeout=60)
+            assert got == [4], got
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
             """
         )
