@@ -212,36 +212,6 @@ def test_a_call_that_is_made_while_the_reactor_stops(run_program: Any) -> None:
     )
 
 
-def test_a_worker_that_is_closed_when_the_reactor_is_gone(run_program: Any) -> None:
-    """So are the helper thread and its hub: there is nobody left to be asked."""
-    run_program(
-        """
-        from gevent import monkey
-        monkey.patch_all()
-        from twisted.internet import selectreactor
-        selectreactor.install()
-        import greendefer
-        from twisted.internet import reactor
-        from twisted.internet.defer import Deferred
-        got = []
-        go_on = Deferred()
-
-        async def main():
-            async with greendefer.GreenPool(1).worker() as w:
-                got.append(await w.submit(len, "four"))
-                reactor.stop()
-                await go_on
-
-        d = Deferred.fromCoroutine(main())
-        d.addErrback(lambda f: got.append(f.type))
-        reactor.run()
-        assert got == [4], got
-        go_on.callback(None)
-        assert got == [4, greendefer.PoolClosed], got
-        """
-    )
-
-
 def test_sqlite_stays_on_its_worker(run_program: Any) -> None:
     """Its connections check which thread it is that uses them."""
     run_program(

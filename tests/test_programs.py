@@ -446,33 +446,6 @@ class TestInterruptWhere:
             """
         )
 
-    def test_a_reactor_that_runs_in_another_thread(self, run_program: Any) -> None:
-        """Signals are not for that thread to handle, and it leaves them alone."""
-        run_program(
-            """
-            import signal
-            from gevent import monkey
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            over = monkey.get_original("_thread", "allocate_lock")()
-            over.acquire()
-            got = []
-
-            def thread():
-                import greendefer
-                greendefer.install()
-                from twisted.internet import reactor
-                d = greendefer.defer_to_greenlet(len, "four")
-                d.addBoth(got.append).addBoth(lambda _: reactor.stop())
-                reactor.run(installSignalHandlers=False)
-                over.release()
-
-            monkey.get_original("_thread", "start_new_thread")(thread, ())
-            assert over.acquire(timeout=60)
-            assert got == [4], got
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            """
-        )
-
 
 PROCESSES = """
     import sys, gevent, greendefer
