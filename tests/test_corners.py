@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import operator
+import select
 import socket
 import sys
 import threading
@@ -33,18 +35,19 @@ from greendefer import (
     GreenPool,
     NativeThreadPool,
     blocking_from_greenlet,
+    crossing,
     doctor,
     green_deferred,
     green_iterator,
     wait_for_deferred,
     with_options,
 )
-from greendefer.carriers import threads
+from greendefer.carriers import native, threads
 from greendefer.holdups import HoldupWatch
 from greendefer.protocols import MANY
 from greendefer.reactor import _installed
 from greendefer.reactor._dispatch import call_with_logger
-from greendefer.reactor._stock import native_kind
+from greendefer.reactor._stock import native_kind, stock_module
 from greendefer.reactor.wait import READ, CooperativeWait
 from greendefer.testing import ClockPool, InlinePool
 from greendefer.threadpool import GreenThreadPool
@@ -195,6 +198,14 @@ def test_the_native_poller(has: str, kind: str, monkeypatch: pytest.MonkeyPatch)
 
 
 # Waiting.
+
+
+def test_a_module_that_does_not_name_the_poller() -> None:
+    """As Twisted's for kqueue: it has nothing to be given back."""
+    before = dict(vars(select))
+    stock = stock_module("twisted.internet.selectreactor", "poll")
+    assert not hasattr(stock, "poll")
+    assert vars(select) == before
 
 
 def test_a_wait_whose_deferred_fires_as_its_time_is_up(in_reactor: Callable[..., Any]) -> None:
@@ -437,6 +448,78 @@ def test_a_call_that_comes_as_its_idle_thread_was_about_to_go(mailboxes: Any) ->
     assert wait_for_deferred(d, 20) == 5
     assert len(mailboxes) == 1
     wait_for_deferred(pool.close(), 20)
+
+
+def test_a_thread_that_is_not_taken_back_when_its_time_is_up(mailboxes: Any) -> None:
+    """It has left; the next call has a new one."""
+    pool = NativeThreadPool(1)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    (mailbox,) = mailboxes
+    mailbox.waits.get(timeout=20)
+    thread = leave(pool, mailbox)
+    d = pool.submit(len, "fives")
+    assert wait_for_deferred(d, 20) == 5
+    assert len(mailboxes) == 2
+    assert thread not in carrier_of(pool)._idle
+    wait_for_deferred(pool.close(), 20)
+
+
+def test_a_thread_that_has_left_is_forgotten_when_another_is_free(
+    mailboxes: Any, gates: Any
+) -> None:
+    pool = NativeThreadPool(2)
+    release = [native.allocate_lock() for _ in range(2)]
+    for lock in release:
+        lock.acquire()
+    calls = [pool.submit(lock.acquire) for lock in release]
+    for lock, d in zip(release, calls, strict=True):
+        lock.release()
+        assert wait_for_deferred(d, 20) is True
+    # They are idle in this order; the first one leaves, the second runs the next call.
+    first, _ = carrier_of(pool)._idle
+    first_mailbox = first._inbox
+    first_mailbox.waits.get(timeout=20)
+    assert leave(pool, first_mailbox) is first
+    d = pool.submit(len, "four")
+    for mailbox in mailboxes:
+        mailbox.before_second.put(None)
+    assert wait_for_deferred(d, 20) == 4
+    assert first not in carrier_of(pool)._idle
+    wait_for_deferred(pool.close(), 20)
+
+
+def carrier_of(pool: NativeThreadPool) -> Any:
+    return pool._carrier
+
+
+def leave(pool: NativeThreadPool, mailbox: HeldMailbox) -> Any:
+    """Have the thread that waits there go, because nothing came for so long."""
+    (thread,) = (each for each in carrier_of(pool)._idle if each._inbox is mailbox)
+    mailbox.late = True
+    mailbox.before_second.put(None)
+    thread.join(20)
+    assert thread.has_left
+    return thread
+
+
+def test_a_thread_that_does_not_end_is_waited_for_no_longer() -> None:
+    ends = native.allocate_lock()
+    ends.acquire()
+    join = native.start_thread(ends.acquire, "test")
+    join(0.001)
+    ends.release()
+    join(20)
+
+
+def test_a_thread_whose_hub_is_gone_needs_no_waking() -> None:
+    """As one has that was waited for from there until just now."""
+
+    def in_thread() -> None:
+        wake, _ = crossing._hub_sleeper(gevent.get_hub())
+        gevent.get_hub().destroy(destroy_loop=True)
+        wake()
+
+    assert wait_for_deferred(NativeThreadPool(1).submit(in_thread), 20) is None
 
 
 def test_a_call_that_is_cancelled_before_its_thread_takes_it(mailboxes: Any, result: Any) -> None:
@@ -910,3 +993,91 @@ def test_an_async_iterator_that_two_threads_close_at_once(in_reactor: Callable[.
     for each in closing:
         each.get(timeout=20)
     assert closed == [1]
+
+
+def test_a_killed_call_that_ends_just_when_it_is_known_to_have_swallowed_that(
+    result: Any, logged: list[dict[str, Any]]
+) -> None:
+    """It is said once, by whichever of the two comes first."""
+    pool = GreenPool(1)
+
+    def swallow() -> None:
+        try:
+            gevent.sleep(3600)
+        except GreenletExit:
+            pass
+        gevent.sleep(0)  # the hub lets go of the exception; the reactor is told after this
+
+    d = pool.submit(swallow)
+    fired = result(d)
+    while not d.is_running:
+        gevent.sleep(0)
+    d.cancel()
+    assert fired.error() is CancelledError
+    wait_for_deferred(pool.close(), 20)
+    warnings = [each for each in logged if "swallowed" in str(each.get("log_format"))]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("which", [operator.attrgetter("pool"), next])
+def test_a_pool_that_is_told_by_code_in_c(which: Any) -> None:
+    """It need not have a signature to be looked at."""
+
+    class Client:
+        pool = GreenPool(1)
+
+        def __next__(self) -> GreenPool:
+            return self.pool
+
+        @green_deferred(pool=which)
+        def call(self) -> str:
+            return "done"
+
+    assert wait_for_deferred(Client().call(), 20) == "done"
+    assert Client.pool.stats().completed == 1
+
+
+def test_what_is_around_a_worker_fails_when_nobody_waits_for_that(
+    in_reactor: Callable[..., Any], logged: list[dict[str, Any]]
+) -> None:
+    """The block has been left, and its result is known; so it is logged."""
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        yield
+        raise ValueError("at the end")
+
+    pool = GreenPool(1, around=around)
+
+    async def main() -> str:
+        async with greendefer.green_proxy(contextlib.nullcontext("entered"), pool=pool) as entered:
+            return str(entered)
+
+    assert in_reactor(lambda: Deferred.fromCoroutine(main())) == "entered"
+    wait_for_deferred(pool.close(), 20)
+    (error,) = [each for each in logged if "Leaving" in str(each.get("log_format"))]
+    logged.remove(error)
+    assert error["log_failure"].type is ValueError
+
+
+def test_an_iterable_whose_own_code_raises_a_type_error(in_reactor: Callable[..., Any]) -> None:
+    """It is not said to be none."""
+
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise TypeError("of its own")
+
+    async def main() -> None:
+        async for _ in green_iterator(Broken)():
+            pass
+
+    with pytest.raises(TypeError, match="of its own"):
+        in_reactor(lambda: Deferred.fromCoroutine(main()))
+
+
+def test_a_pool_that_is_asked_in_another_thread() -> None:
+    def elsewhere() -> None:
+        with pytest.raises(GreendeferError, match=r"not the reactor's thread.*callFromThread"):
+            GreenPool(1).submit(len, "four")
+
+    assert wait_for_deferred(NativeThreadPool(1).submit(elsewhere), 20) is None

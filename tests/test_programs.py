@@ -503,6 +503,44 @@ class TestChildProcesses:
         done = run_program(source.format(subprocess="subprocess", n=20))
         assert "all 20" in done.stdout, done
 
+    def test_one_of_twisteds_ends_while_gevent_waits_for_another(self, run_program: Any) -> None:
+        """libev, which has the signal then, takes its exit, and Twisted is told."""
+        run_program(
+            """
+            import gevent, gevent.subprocess, greendefer
+            greendefer.install()
+            from twisted.internet import protocol, reactor
+            from twisted.internet.defer import Deferred, ensureDeferred
+            shell = ["/bin/sh", "-c", "read x; exit 7"]
+
+            class Child(protocol.ProcessProtocol):
+                def __init__(self):
+                    self.ended = Deferred()
+
+                def processEnded(self, reason):
+                    self.ended.callback(reason.value.exitCode)
+
+            async def main():
+                ours = Child()
+                reactor.spawnProcess(ours, shell[0], shell, env={})
+                theirs = gevent.subprocess.Popen(shell, stdin=gevent.subprocess.PIPE)
+                waits = greendefer.defer_to_greenlet(theirs.wait)
+                while not waits.is_running:
+                    await greendefer.defer_to_greenlet(gevent.sleep, 0)
+                ours.transport.closeStdin()
+                assert await ours.ended == 7
+                theirs.stdin.close()
+                assert await waits == 7
+                return "done"
+
+            got = []
+            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+                lambda r: (got.append(r), reactor.stop())))
+            reactor.run()
+            assert got == ["done"], got[0].getTraceback()
+            """
+        )
+
     def test_one_that_was_started_before_the_reactor(self, run_program: Any) -> None:
         run_program(
             """

@@ -12,7 +12,6 @@ from weakref import WeakSet
 import gevent
 from gevent import hub as gevent_hub
 from gevent import monkey
-from greenlet import greenlet
 from twisted.python import threadable
 
 from ._twistedcontext import make_greenlet_local
@@ -156,11 +155,6 @@ class GreenHome(Home):
         self._watch.stop()
         super().reactor_stopped()
 
-    @property
-    def greenlet(self) -> greenlet | None:
-        """The reactor's greenlet, while the reactor runs."""
-        return self.wait.greenlet
-
     def green_carrier(self) -> Carrier:
         return GreenletCarrier(self)
 
@@ -271,7 +265,7 @@ def home_here() -> Home:
     if wait is None:
         if home is None or home.reactor is not reactor:
             _home = home = ForeignHome(reactor)
-    elif not isinstance(home, GreenHome) or home.reactor is not reactor or home.hub is not wait.hub:
+    else:
         _home = home = GreenHome(reactor, wait)
     return home
 
