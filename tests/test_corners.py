@@ -11,8 +11,9 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial, wraps
+from multiprocessing import get_context
 from queue import Empty
 from typing import Any
 
@@ -42,7 +43,7 @@ from greendefer import (
     wait_for_deferred,
     with_options,
 )
-from greendefer.carriers import native, threads
+from greendefer.carriers import executors, native, threads
 from greendefer.holdups import HoldupWatch
 from greendefer.protocols import MANY
 from greendefer.reactor import _installed
@@ -333,6 +334,30 @@ def test_an_executor_that_is_broken_and_can_not_be_replaced(result: Any) -> None
     assert type(again) is ExecutorFailed
     assert "refused it" in str(again)
     executor.shutdown(wait=False)
+
+
+def test_a_process_pool_in_place_of_a_broken_one_that_forked() -> None:
+    """Where fork is gevent's, a child would have the greenlets that clean up after that one."""
+    broken = ProcessPoolExecutor(1, mp_context=get_context("fork"))
+    another: Any = executors._another(broken)
+    method = another._mp_context.get_start_method()
+    assert method == ("forkserver" if monkey.is_object_patched("os", "fork") else "fork")
+    broken.shutdown()
+    another.shutdown()
+
+
+def test_a_call_that_is_cancelled_before_its_executor_has_it(result: Any) -> None:
+    """Patched, it is handed over by a greenlet of its own, since that may wait."""
+    pool = ExecutorPool(ThreadPoolExecutor(1), 1)
+    ran: list[int] = []
+    d = pool.submit(ran.append, 1)
+    fired = result(d)
+    d.cancel()
+    assert fired.error() is CancelledError
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    if monkey.is_module_patched("threading"):
+        assert ran == []
+    wait_for_deferred(pool.close(), 20)
 
 
 class HereExecutor(ThreadPoolExecutor):

@@ -503,12 +503,19 @@ class TestChildProcesses:
         done = run_program(source.format(subprocess="subprocess", n=20))
         assert "all 20" in done.stdout, done
 
-    def test_one_of_twisteds_ends_while_gevent_waits_for_another(self, run_program: Any) -> None:
-        """libev, which has the signal then, takes its exit, and Twisted is told."""
+    @pytest.mark.parametrize("late_patch", ["", "monkey.patch_os()"])
+    def test_one_of_twisteds_ends_while_gevent_waits_for_another(
+        self, late_patch: str, run_program: Any
+    ) -> None:
+        """libev, which has the signal then, takes its exit, and Twisted is told: it would hear of
+        it by nothing else, because there are no pipes to that one. (A late patch, of os alone, has
+        Twisted ask gevent, which knows.)"""
         run_program(
-            """
+            f"""
             import gevent, gevent.subprocess, greendefer
+            from gevent import monkey
             greendefer.install()
+            {late_patch}
             from twisted.internet import protocol, reactor
             from twisted.internet.defer import Deferred, ensureDeferred
             shell = ["/bin/sh", "-c", "read x; exit 7"]
@@ -518,17 +525,17 @@ class TestChildProcesses:
                     self.ended = Deferred()
 
                 def processEnded(self, reason):
-                    self.ended.callback(reason.value.exitCode)
+                    self.ended.callback(reason.value.signal)
 
             async def main():
                 ours = Child()
-                reactor.spawnProcess(ours, shell[0], shell, env={})
+                reactor.spawnProcess(ours, "/bin/sleep", ["sleep", "3600"], env={{}}, childFDs={{}})
                 theirs = gevent.subprocess.Popen(shell, stdin=gevent.subprocess.PIPE)
                 waits = greendefer.defer_to_greenlet(theirs.wait)
                 while not waits.is_running:
                     await greendefer.defer_to_greenlet(gevent.sleep, 0)
-                ours.transport.closeStdin()
-                assert await ours.ended == 7
+                ours.transport.signalProcess("TERM")
+                assert await ours.ended == 15
                 theirs.stdin.close()
                 assert await waits == 7
                 return "done"
