@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Any
 
 from harness import HERE, Bench, Missing, Round, Side, middle, run
@@ -54,41 +53,20 @@ def table(port: int) -> Callable[[], Round]:
 
 
 def all_queries(
-    query: Callable[[Callable[[Any], None]], Any], loop: Any, at_once: int, queries: int
+    query: Callable[[Callable[[Any], None], Callable[[Any], None]], Any],
+    loop: Any,
+    at_once: int,
+    queries: int,
 ) -> Callable[[], Awaitable[Round]]:
-    """A round: so many queries, and never more than so many at once.
+    """A round: see :func:`at_once.make_calls` for the arguments."""
+    from at_once import make_calls
 
-    :param query: makes one, and calls its argument with the row.
-    :param loop: an asyncio loop, or a reactor.
-    """
-    from tickers import Ticker
-    from twisted.internet.defer import Deferred
+    def is_right(row: Any) -> bool:
+        return bool(row.text == "the only one")
 
     async def round() -> Round:
-        done: Deferred[None] = Deferred()
-        to_start, to_end = queries, queries
-
-        def start() -> None:
-            nonlocal to_start
-            to_start -= 1
-            query(ended)
-
-        def ended(row: Any) -> None:
-            nonlocal to_end
-            assert row.text == "the only one"
-            to_end -= 1
-            if to_start:
-                start()
-            if not to_end:
-                done.callback(None)
-
-        is_asyncio = hasattr(loop, "call_later")
-        ticker = Ticker(loop.call_later if is_asyncio else loop.callLater)
-        began = perf_counter()
-        for _ in range(min(at_once, queries)):
-            start()
-        await (done.asFuture(loop) if is_asyncio else done)
-        return {"us": (perf_counter() - began) / queries * 1e6, **ticker.stop()}
+        seconds, lateness = await make_calls(query, is_right, loop, at_once, queries)
+        return {"us": seconds / queries * 1e6, **lateness}
 
     return round
 
@@ -106,7 +84,7 @@ def green(port: int, at_once: int, queries: int, database: dict[str, Any]) -> An
     def get() -> Any:
         return line.objects.get(pk=1)
 
-    return all_queries(lambda ended: get().addCallback(ended), reactor, at_once, queries)
+    return all_queries(lambda *ends: get().addCallbacks(*ends), reactor, at_once, queries)
 
 
 def threads(port: int, at_once: int, queries: int) -> Any:
@@ -116,8 +94,8 @@ def threads(port: int, at_once: int, queries: int) -> Any:
 
     reactor.suggestThreadPoolSize(CONNECTIONS)
 
-    def query(ended: Callable[[Any], None]) -> None:
-        deferToThread(line.objects.get, pk=1).addCallback(ended)
+    def query(*ends: Callable[[Any], None]) -> None:
+        deferToThread(line.objects.get, pk=1).addCallbacks(*ends)
 
     return all_queries(query, reactor, at_once, queries)
 
@@ -135,7 +113,7 @@ def sync_to_async(port: int, at_once: int, queries: int, own_threads: bool) -> A
     else:
         get = sync_to_async(line.objects.get)
 
-    def query(ended: Callable[[Any], None]) -> None:
+    def query(ended: Callable[[Any], None], failed: Callable[[Any], None]) -> None:
         asyncio.ensure_future(get(pk=1)).add_done_callback(lambda task: ended(task.result()))
 
     return all_queries(query, asyncio.get_running_loop(), at_once, queries)

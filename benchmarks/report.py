@@ -142,6 +142,23 @@ def rename(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {new: values[old] for old, new in names.items()}
 
 
+def side_by_side(height: float, *plots: tuple[str, dict[str, float], str], width: float = 9) -> Any:
+    """A figure of bars of the same things, which are named on the left only.
+
+    :param plots: of each the title, the values, and their unit.
+    """
+    figure, all_axes = pyplot.subplots(1, len(plots), figsize=(width, height))
+    for axes, plot in zip(all_axes, plots, strict=True):
+        bars(axes, *plot)
+    for axes in all_axes[1:]:
+        axes.tick_params(labelleft=False)
+    return figure
+
+
+def each(values: dict[str, dict[str, float]], cost: str) -> dict[str, float]:
+    return {name: costs[cost] for name, costs in values.items()}
+
+
 def plot_calls(series: Any) -> Any:
     figure, both = pyplot.subplots(1, 2, figsize=(9, 3.2))
     for axes, (at_once, values) in zip(both, series["calls"].items(), strict=True):
@@ -158,12 +175,11 @@ def plot_web_client(series: Any) -> Any:
         "treq": "treq (native Twisted)",
     }
     values = rename(series["web_client"], names)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 1.9))
-    bars(left, "3,000 pages of 50 ms, 1,000 at once", {n: v["s"] for n, v in values.items()}, "s")
-    late = {n: v["worst ms"] for n, v in values.items()}
-    bars(right, "The reactor's worst lateness meanwhile", late, "ms")
-    right.tick_params(labelleft=False)
-    return figure
+    return side_by_side(
+        1.9,
+        ("3,000 pages of 50 ms, 1,000 at once", each(values, "s"), "s"),
+        ("The reactor's worst lateness meanwhile", each(values, "worst ms"), "ms"),
+    )
 
 
 def plot_echo(series: Any) -> Any:
@@ -177,12 +193,12 @@ def plot_echo(series: Any) -> Any:
         "asyncio": "greendefer asyncio",
         "asyncio, patched": "greendefer asyncio, patched",
     }
-    figure, all_axes = pyplot.subplots(1, len(cases), figsize=(11, 2.8))
-    for i, (axes, (connections, values)) in enumerate(zip(all_axes, cases.items(), strict=True)):
+    plots = []
+    for connections, values in cases.items():
         rates = {name: 1e3 / cost for name, cost in rename(values, names).items()}
         plural = "s" * (connections != "1")
-        bars(axes, f"{connections} connection{plural}", rates, "k/s")
-        axes.tick_params(labelleft=i == 0)
+        plots.append((f"{connections} connection{plural}", rates, "k/s"))
+    figure = side_by_side(2.8, *plots, width=11)
     figure.suptitle("TCP echo: thousands of round trips a second (both ends on the reactor)")
     return figure
 
@@ -196,12 +212,11 @@ def plot_orm(series: Any) -> Any:
         "sync_to_async, its one thread": "sync_to_async, its one thread",
     }
     values = rename(series["orm"], names)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.4))
-    bars(left, "A Django query, 50 at once", {n: v["us"] for n, v in values.items()}, "us")
-    late = {n: v["p99 ms"] for n, v in values.items()}
-    bars(right, "The loop's lateness meanwhile, p99", late, "ms")
-    right.tick_params(labelleft=False)
-    return figure
+    return side_by_side(
+        2.4,
+        ("A Django query, 50 at once", each(values, "us"), "us"),
+        ("The loop's lateness meanwhile, p99", each(values, "p99 ms"), "ms"),
+    )
 
 
 def plot_web_server(series: Any) -> Any:
@@ -212,12 +227,11 @@ def plot_web_server(series: Any) -> Any:
         "poll, patched": "stock poll, patched",
     }
     values = rename(series["web_server"], names)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.1))
-    rates = {n: 1e6 / v["us"] for n, v in values.items()}
-    bars(left, "twisted.web: requests a second", rates, "/s")
-    bars(right, "Latency, p99", {n: v["p99 ms"] for n, v in values.items()}, "ms")
-    right.tick_params(labelleft=False)
-    return figure
+    return side_by_side(
+        2.1,
+        ("twisted.web: requests a second", {n: 1e6 / v["us"] for n, v in values.items()}, "/s"),
+        ("Latency, p99", each(values, "p99 ms"), "ms"),
+    )
 
 
 def plot_growth(series: Any) -> Any:

@@ -53,6 +53,49 @@ def green_function(later: bool, waits: int) -> Callable[[], Awaitable[Round]]:
     return greendefer.green_deferred(loop(lambda: greendefer.wait_for_deferred(f()), waits))
 
 
+def bare(later: bool, waits: int) -> Callable[[], Awaitable[Round]]:
+    """The least that a greenlet can wait with: nobody can end the wait, and no failure passes."""
+    from gevent import get_hub
+    from gevent.hub import Waiter
+
+    import greendefer
+
+    f = source(later)
+    hub = get_hub()
+
+    def wait() -> Any:
+        waiter: Waiter[Any] = Waiter(hub)
+        f().addCallback(lambda result: hub.loop.run_callback(waiter.switch, result))
+        return waiter.get()
+
+    return greendefer.green_deferred(loop(wait, waits))
+
+
+def turns(later: bool, waits: int) -> Callable[[], Awaitable[Round]]:
+    """The turns of the reactor alone: nobody waits but it."""
+    from twisted.internet.defer import Deferred
+
+    f = source(later)
+
+    def round() -> Deferred[Round]:
+        done: Deferred[Round] = Deferred()
+        began = perf_counter()
+        left = waits
+
+        def again(_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                f().addCallback(again)
+            else:
+                done.callback({"us": (perf_counter() - began) / waits * 1e6})
+
+        f().addCallback(again)
+        return done
+
+    return round
+
+
 def twisted(later: bool, waits: int) -> Callable[[], Awaitable[Round]]:
     from twisted.internet import reactor
     from twisted.internet.threads import blockingCallFromThread, deferToThread
@@ -77,24 +120,28 @@ def crochet(later: bool, waits: int) -> Callable[[], Round]:
 def main(bench: Bench) -> None:
     for later, what in ((False, "a Deferred that has fired"), (True, "one that fires later")):
         options = {"later": later, "waits": bench.size(1000, 10)}
-        samples = bench.measure(
-            [
-                Side("greendefer", "green", "green", options=options),
-                Side("wait_for_deferred", "green_function", "green", options=options),
-                Side("blockingCallFromThread", "twisted", "epoll", options=options),
-                Side("crochet", "crochet", options=options),
+        sides = [
+            Side("greendefer", "green", "green", options=options),
+            Side("wait_for_deferred", "green_function", "green", options=options),
+            Side("blockingCallFromThread", "twisted", "epoll", options=options),
+            Side("crochet", "crochet", options=options),
+        ]
+        if later:  # what of it is the reactor's turn, and the least that waiting can add
+            sides += [
+                Side("a bare Waiter", "bare", "green", options=options),
+                Side("the reactor's turn alone", "turns", "epoll", options=options),
             ]
-        )
+        samples = bench.measure(sides)
         for peer in ("blockingCallFromThread", "crochet"):
             bench.row(
                 f"blocking_from_greenlet, {what}",
                 *(samples, "greendefer", peer, "us", "us"),
                 at_least=10,
             )
-        bench.row(
-            f"wait_for_deferred, {what}",
-            *(samples, "wait_for_deferred", "blockingCallFromThread", "us", "us"),
-        )
+        peer = "blockingCallFromThread"
+        bench.row(f"wait_for_deferred, {what}", samples, "wait_for_deferred", peer, "us", "us")
+        for floor in [side.name for side in sides[4:]]:
+            bench.row(f"{floor}, {what}", samples, floor, peer, "us", "us")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Against the same in threads, and against treq, which is native Twisted.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from time import perf_counter
 from typing import Any
 
 from harness import Bench, Round, Side, middle, run
@@ -17,34 +16,16 @@ def all_pages(
     fetch: Callable[[str], Any], url: str, at_once: int, pages: int
 ) -> Callable[[], Awaitable[Round]]:
     """A round: so many pages, and never more than so many at once."""
-    from tickers import Ticker
+    from at_once import make_calls
     from twisted.internet import reactor
-    from twisted.internet.defer import Deferred
+
+    def call(*ends: Callable[[Any], None]) -> None:
+        fetch(url).addCallbacks(*ends)
 
     async def round() -> Round:
-        done: Deferred[None] = Deferred()
-        to_start, to_end = pages, pages
-
-        def start() -> None:
-            nonlocal to_start
-            to_start -= 1
-            fetch(url).addCallbacks(ended, done.errback)
-
-        def ended(text: str) -> None:
-            nonlocal to_end
-            assert text == "slow, but worth it\n"
-            to_end -= 1
-            if to_start:
-                start()
-            if not to_end:
-                done.callback(None)
-
-        ticker = Ticker(reactor.callLater)
-        began = perf_counter()
-        for _ in range(min(at_once, pages)):
-            start()
-        await done
-        return {"s": perf_counter() - began, **ticker.stop()}
+        is_right = "slow, but worth it\n".__eq__
+        seconds, lateness = await make_calls(call, is_right, reactor, at_once, pages)
+        return {"s": seconds, **lateness}
 
     return round
 

@@ -62,6 +62,7 @@ from greendefer import (
     WouldDeadlock,
     blocking_from_greenlet,
     green_deferred,
+    green_iterator,
     with_options,
 )
 from greendefer.admission import Pool
@@ -465,6 +466,133 @@ class Table:
             assert type(await outcome(d)) is CancelledError
             assert await w.submit(threading.get_ident) == first
         assert (await self.settled(pool)).completed == 1
+
+    async def items(self) -> None:
+        """An iteration: on one worker, in one context, its items one at a time or ahead."""
+        pool: Any = self.pool(1)
+        if not hasattr(pool, "worker"):
+            return
+
+        def source() -> Iterator[Any]:
+            try:
+                for _ in range(5):
+                    yield threading.get_ident(), *calls.contexts()
+            finally:
+                closed_in.append(threading.get_ident())
+
+        for prefetch in 0, 2, 100:
+            closed_in: list[int] = []
+            calls.variable.set("set")
+            iterate = green_iterator(pool=pool, prefetch=prefetch)(source)()
+            first = twisted_context.call(
+                {"request": 5}, Deferred.fromCoroutine, iterate.__anext__()
+            )
+            got = [await first]
+            got += [item async for item in iterate]
+            assert closed_in == [got[0][0]], (closed_in, got)
+            assert {item[0] for item in got} == {got[0][0]}, got
+            texts = ["set" + ", and changed" * n for n in range(1, 6)]
+            assert [item[1] for item in got] == texts, got
+            assert {item[2] for item in got} == {5}, got
+        assert (await self.settled(pool)).completed == 3
+
+    async def item_given_up(self) -> None:
+        pool: Any = self.pool(1)
+        if not hasattr(pool, "worker"):
+            return
+        closed: list[str] = []
+
+        @green_iterator(pool=pool)
+        def source() -> Iterator[str]:
+            try:
+                yield "first"
+                yield calls.gate(self.gates.port, "a")
+            finally:
+                closed.append("closed")
+
+        iterate = source()
+        assert await anext(iterate) == "first"
+        d = Deferred.fromCoroutine(iterate.__anext__())
+        await self.gates.entered("a")
+        d.cancel()
+        assert type(await outcome(d)) is CancelledError
+        if not self.can_kill:
+            assert not closed
+            self.gates.open["a"]()
+        await iterate.aclose()
+        assert closed == ["closed"]
+        assert [item async for item in iterate] == []
+        assert await pool.submit(len, "four") == 4
+        await self.settled(pool)
+
+    async def item_of_a_closed_pool(self) -> None:
+        """Who waits for it hears of that at once, also where the step can't be ended."""
+        pool: Any = self.pool(1)
+        if not hasattr(pool, "worker"):
+            return
+        closed: Deferred[None] = Deferred()
+
+        @green_iterator(pool=pool)
+        def source() -> Iterator[str]:
+            try:
+                yield calls.gate(self.gates.port, "a")
+            finally:
+                self.reactor.callFromThread(closed.callback, None)
+
+        iterate = source()
+        d = Deferred.fromCoroutine(iterate.__anext__())
+        await self.gates.entered("a")
+        await pool.close(grace=0)
+        error = await outcome(d)
+        assert type(error) is PoolClosed, error
+        assert [item async for item in iterate] == []
+        if not self.can_kill:
+            assert not closed.called
+            self.gates.open["a"]()
+        await closed
+        idle = source()
+        assert type(await outcome(Deferred.fromCoroutine(idle.__anext__()))) is PoolClosed
+
+    async def item_that_waits_inside(self) -> None:
+        """A step that waits for a call that is queued on the same full pool."""
+        pool: Any = self.pool(1)
+        if not hasattr(pool, "worker"):
+            return
+
+        @green_iterator(pool=pool)
+        def source() -> Iterator[int]:
+            for text in "x", "xy":
+                yield blocking_from_greenlet(pool.submit)(len, text)
+
+        assert [item async for item in source()] == [1, 2]
+        await self.settled(pool)
+
+    async def items_among_calls(self) -> None:
+        """On a worker that has other calls, a step has its turn among them."""
+        pool: Any = self.pool(1)
+        if not hasattr(pool, "worker"):
+            return
+        done: list[str] = []
+
+        def source() -> Iterator[str]:
+            for name in "cd":
+                done.append(name)
+                yield name
+
+        async with pool.worker() as w:
+            gate = green_deferred(pool=w)(calls.gate)(self.gates.port, "gate")
+            first = w.submit(done.append, "a")
+            second = w.submit(done.append, "b")
+            iterate = green_iterator(pool=w)(source)()
+            item = Deferred.fromCoroutine(iterate.__anext__())
+            await self.gates.entered("gate")
+            self.gates.open["gate"]()
+            await gatherResults([gate, first, second])
+            assert await item == "c"
+            assert await anext(iterate) == "d"
+            await iterate.aclose()
+        assert done == ["a", "b", "c", "d"], done
+        await self.settled(pool)
 
     async def on_expiry_kill(self) -> None:
         pool = self.pool(1)

@@ -10,9 +10,7 @@ import gc
 import os
 import signal
 import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import greendefer
@@ -21,12 +19,11 @@ greendefer.install(os.environ.get("GREENDEFER_TEST_REACTOR", "native"))
 
 import gevent
 import pytest
-from gevent import monkey
 from gevent.event import Event
+from programs import GO, PATCH, joined, run_python
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import deferLater
 from twisted.python import log
-
-PATCHED = monkey.is_module_patched("socket")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that was told to run this in the background had it so, and our children would too.
@@ -57,6 +54,12 @@ def in_reactor(reactor: Any) -> Callable[..., Any]:
         return greendefer.wait_for_deferred(d)
 
     return call
+
+
+@pytest.fixture
+def wait_a_turn(reactor: Any) -> Callable[[], Deferred[None]]:
+    """Returns a Deferred that fires in the reactor's next turn."""
+    return lambda: deferLater(reactor, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -146,20 +149,12 @@ def stats() -> Callable[[greendefer.GreenPool], greendefer.PoolStats]:
 
 @pytest.fixture
 def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a whole program, patched if these tests are. One that hangs is killed: only that."""
+    """Run a whole program, patched if these tests are; it may use ``go``. One that hangs is killed:
+    only that."""
 
-    def run(source: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        if PATCHED:
-            source = "from gevent import monkey; monkey.patch_all()\n" + textwrap.dedent(source)
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(source), *args],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if check:
-            assert done.returncode == 0, done.stdout + done.stderr
-        return done
+    def run(
+        *parts: str, args: Sequence[str] = (), check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        return run_python("-c", joined(PATCH, GO, *parts), *args, check=check)
 
     return run

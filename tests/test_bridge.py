@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -17,9 +18,13 @@ import greendefer
 from greendefer import (
     CallTimeout,
     GreendeferError,
+    GreenPool,
+    NativeThreadPool,
     WouldDeadlock,
     blocking_from_greenlet,
+    crossing,
     defer_to_greenlet,
+    green_deferred,
     wait_for_deferred,
     wait_for_greenlet,
 )
@@ -36,9 +41,11 @@ def in_thread(f: Any, *args: Any) -> Any:
             outcome.append((None, e))
         done.send()
 
-    monkey.get_original("_thread", "start_new_thread")(run, ())
+    ended = Event()
     with done:
-        gevent.get_hub().wait(done)
+        done.start(ended.set)  # first: what is sent before is lost
+        monkey.get_original("_thread", "start_new_thread")(run, ())
+        ended.wait()
     value, error = outcome[0]
     if error is not None:
         raise error
@@ -361,3 +368,89 @@ class TestForeignThread:
 
     def test_what_the_message_says_to_write(self) -> None:
         assert in_thread(blocking_from_greenlet(lambda: defer_to_greenlet(len, "four"))) == 4
+
+
+def test_a_pool_that_is_asked_in_another_thread() -> None:
+    def elsewhere() -> None:
+        with pytest.raises(GreendeferError, match=r"not the reactor's thread.*callFromThread"):
+            GreenPool(1).submit(len, "four")
+
+    assert wait_for_deferred(NativeThreadPool(1).submit(elsewhere), 20) is None
+
+
+def test_a_thread_whose_hub_is_gone_needs_no_waking() -> None:
+    """As one has that was waited for from there until just now."""
+
+    def in_thread() -> None:
+        wake, _ = crossing._hub_sleeper(gevent.get_hub())
+        gevent.get_hub().destroy(destroy_loop=True)
+        wake()
+
+    assert wait_for_deferred(NativeThreadPool(1).submit(in_thread), 20) is None
+
+
+def test_a_greenlet_of_another_threads_hub_can_not_be_waited_for() -> None:
+    theirs = gevent.get_hub().threadpool.apply(gevent.Greenlet, (int,))
+    with pytest.raises(GreendeferError, match="hub of another thread"):
+        greendefer.wait_for_greenlet(theirs)
+
+
+def test_a_wait_for_a_greenlet_that_is_cancelled_as_that_one_ends(result: Any) -> None:
+    g = gevent.spawn(int, "7")
+    d = greendefer.wait_for_greenlet(g)
+    cancelled = result(d)
+    g.join()  # what it returned is on its way to the reactor
+    d.cancel()
+    assert cancelled.error() is CancelledError
+    gevent.sleep(0.01)
+    assert len(cancelled.values) == 1
+
+
+def test_a_wait_whose_deferred_fires_as_its_time_is_up(in_reactor: Callable[..., Any]) -> None:
+    """Two deadlines are due at once, and what the first one cancels fires the second one's."""
+    second: Deferred[str] = Deferred()
+    first: Deferred[None] = Deferred(lambda _: second.callback("just in time"))
+    with_errors: list[Any] = []
+
+    def wait_for_first() -> None:
+        with pytest.raises(CallTimeout):
+            wait_for_deferred(first, 0.01)
+        with_errors.append(1)
+
+    waiting = gevent.spawn(wait_for_first)
+    second_waiting = gevent.spawn(wait_for_deferred, second, 0.01)
+    gevent.sleep(0)
+    in_reactor(monkey.get_original("time", "sleep"), 0.05)
+    assert second_waiting.get(timeout=20) == "just in time"
+    waiting.join(20)
+    assert with_errors == [1]
+
+
+@pytest.mark.parametrize("timeout", [None, 0.01])
+def test_what_is_raised_while_the_slot_is_still_lent(timeout: float | None, gates: Any) -> None:
+    """The first of it, and only when the borrower has ended."""
+    pool = GreenPool(1)
+    at_work, at_its_end = gates(2)
+    seen: list[str] = []
+
+    def borrower() -> None:
+        try:
+            at_work()
+        finally:
+            at_its_end()
+            seen.append("borrower")
+
+    def lender() -> None:
+        try:
+            with gevent.Timeout(0.04, KeyError()), gevent.Timeout(0.02, IndexError()):
+                wait_for_deferred(green_deferred(borrower, pool=pool)(), timeout)
+        except IndexError:
+            seen.append("IndexError")
+
+    running = pool.submit(lender)
+    assert at_its_end.entered.wait(20)
+    gevent.spawn_later(0.1, seen.append, "both times are up").join()
+    assert seen == ["both times are up"]
+    at_its_end.opened.set()
+    wait_for_deferred(running, 20)
+    assert seen[1:] == ["borrower", "IndexError"]

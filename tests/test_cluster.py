@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCHED
 
 
 @pytest.mark.skipif(PATCHED, reason="a LocalCluster does not start under gevent's patch")
@@ -79,6 +79,5 @@ def test_on_a_local_cluster(kind: str, run_program: Any) -> None:
             pool = greendefer.ExecutorPool(client.get_executor(), 4, name="cluster")
             react(main)
         """,
-        kind,
-        str(Path(__file__).parent),
+        args=[kind, str(Path(__file__).parent)],
     )

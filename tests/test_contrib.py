@@ -7,9 +7,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import PATCHED
 from gevent import monkey
 from greenlet import GreenletExit
+from programs import PATCHED
 
 from greendefer.contrib import psycopg
 

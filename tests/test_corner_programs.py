@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCHED
 
 NOT_GREEN = """
     import threading, time
@@ -16,15 +16,8 @@ NOT_GREEN = """
     from gevent import monkey
     from greendefer import *
     from twisted.internet import reactor
-    from twisted.internet.defer import Deferred, ensureDeferred
+    from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
-
-    def run(main):
-        got = []
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
-            lambda r: (got.append(r), reactor.stop())))
-        reactor.run()
-        assert got == ["done"], got[0].getTraceback()
 """
 
 GREEN = """
@@ -34,26 +27,19 @@ GREEN = """
     from greendefer import *
     greendefer.install({kind!r})
     from twisted.internet import reactor
-    from twisted.internet.defer import Deferred, ensureDeferred
+    from twisted.internet.defer import Deferred
     from twisted.internet.task import deferLater
-
-    def run(main):
-        got = []
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
-            lambda r: (got.append(r), reactor.stop())))
-        reactor.run()
-        assert got == ["done"], got[0].getTraceback()
 """
 
 
 @pytest.fixture
 def not_green(run_program: Any) -> Any:
-    return lambda source: run_program(NOT_GREEN + source)
+    return lambda source: run_program(NOT_GREEN, source)
 
 
 @pytest.fixture
 def green(run_program: Any) -> Any:
-    return lambda source, kind="native": run_program(GREEN.format(kind=kind) + source)
+    return lambda source, kind="native": run_program(GREEN.format(kind=kind), source)
 
 
 class TestNoMoreThreads:
@@ -93,9 +79,8 @@ class TestNoMoreThreads:
         await deferLater(reactor, 0.1)
         for _ in range(5):
             never.put(None)
-        return "done"
 
-    run(main)
+    go(main)
             """
         )
 
@@ -114,9 +99,8 @@ class TestNoMoreThreads:
     async def main():
         for n in range(3):
             assert await defer_to_greenlet(int, n) == n
-        return "done"
 
-    run(main)
+    go(main)
     assert refused == [1]
             """
         )
@@ -158,9 +142,7 @@ class TestAnotherReactor:
             reactor.run()
             assert got == [greendefer.GreendeferError, 4]
             held.release()
-            """.replace(
-                "from twisted.internet import pollreactor, ", "from twisted.internet import "
-            )
+            """
         )
 
     def test_two_green_ones_and_a_fork(self, green: Any) -> None:
@@ -190,18 +172,10 @@ class TestAnotherReactor:
 
     async def main():
         assert await defer_to_greenlet(ident) == ident() != main_thread
-        return "done"
 
     main_thread = ident()
-
-    def in_thread():
-        got = []
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
-            lambda r: (got.append(r), reactor.stop())))
-        reactor.run(installSignalHandlers=False)
-        return got
-
-    assert gevent.get_hub().threadpool.apply(in_thread) == ["done"]
+    gevent.get_hub().threadpool.apply(
+        go, (main,), {"installSignalHandlers": False})
             """
         )
 
@@ -273,11 +247,8 @@ def test_only_threads_are_patched(run_program: Any) -> None:
         from twisted.internet.threads import deferToThread
         assert tcp.socket is socket and dict(vars(socket)) == before
         ident = monkey.get_original("_thread", "get_ident")
-        got = []
-        reactor.callWhenRunning(lambda: deferToThread(ident).addBoth(
-            lambda r: (got.append(r), reactor.stop())))
-        reactor.run()
-        assert isinstance(got[0], int) and got[0] != ident(), got
+        got = go(lambda: deferToThread(ident))
+        assert isinstance(got, int) and got != ident(), got
         """
     )
 
@@ -296,12 +267,11 @@ class TestTheEnd:
         await pool.submit(len, "four")
         reactor.addSystemEventTrigger("before", "shutdown", deferLater, reactor, 0.2)
         reactor.callLater(0, lambda: reactor.callLater(0.1, submit_late))
-        return "done"
 
     def submit_late():
         pool.submit(gevent.sleep, 0.05).addBoth(late.append)
 
-    run(main)
+    go(main)
     assert late == [None], late
             """
         )
@@ -314,24 +284,23 @@ class TestTheEnd:
     from greendefer.shutdown import set_shutdown_grace
     set_shutdown_grace(running=0, ending=0)
     allocate_lock = monkey.get_original("_thread", "allocate_lock")
-    go, ended = allocate_lock(), []
-    go.acquire()
+    held, ended = allocate_lock(), []
+    held.acquire()
     pool = NativeThreadPool(1)
 
     def closed(failure):
         failure.trap(PoolClosed)
-        go.release()
+        held.release()
         outbox = home._home._outbox
         while not outbox:  # the thread has ended its call
             monkey.get_original("time", "sleep")(0.001)
         ended.append(1)
 
     async def main():
-        pool.submit(go.acquire).addErrback(closed)
+        pool.submit(held.acquire).addErrback(closed)
         await deferLater(reactor, 0.01)
-        return "done"
 
-    run(main)
+    go(main)
     assert ended == [1]
             """
         )
@@ -384,9 +353,8 @@ class TestTheEnd:
         await pool.submit(len, "four")
         reactor.addSystemEventTrigger(
             "during", "shutdown", lambda: pool.submit(held.acquire).addErrback(closed))
-        return "done"
 
-    run(main)
+    go(main)
     assert cancelled[1:] == ["at once"]
     held.release()
             """
@@ -420,9 +388,8 @@ class TestTheEnd:
     async def main():
         await defer_to_greenlet(int)
         reactor.callLater(0.05, at_the_end)
-        return "done"
 
-    run(main)
+    go(main)
     asking[0].get()
     assert called == []
     assert len(errors) == 1 and "has stopped" in errors[0], errors
@@ -481,9 +448,8 @@ class TestHelperThread:
         assert seen == ["borrower", "IndexError"] and raised == [IndexError], (seen, raised)
         seen, raised = await main("kill")
         assert seen == ["borrower", "Kill"] and raised == [CancelledError], (seen, raised)
-        return "done"
 
-    run(both)
+    go(both)
             """
         )
 
@@ -493,8 +459,7 @@ class TestHelperThread:
     from greendefer.home import home_here
     async def main():
         assert await GreenPool(1).submit(len, "four") == 4
-        return "done"
-    run(main)
+    go(main)
     helper = home_here()._helper
     helper.ask(print, "too late")
             """
@@ -587,7 +552,6 @@ def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
             from greendefer import ExecutorFailed, ExecutorPool
             greendefer.install()
             from twisted.internet import reactor, task
-            from twisted.internet.defer import ensureDeferred
             made = []
 
             def make():
@@ -627,12 +591,7 @@ def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
                     assert await pool.submit(len, "sixsix") == 6
                     assert len(made) == 4
                 made[-1].shutdown()
-                return "done"
 
-            got = []
-            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
-                lambda r: (got.append(r), reactor.stop())))
-            reactor.run()
-            assert got == ["done"], got[0].getTraceback()
+            go(main)
         """
     )

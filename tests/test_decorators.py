@@ -6,10 +6,12 @@ import contextvars
 import copy
 import functools
 import inspect
+import operator
 import pickle
 import re
 import time
 import traceback
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -530,3 +532,27 @@ def test_yield_from_a_call() -> None:
         return (yield from pool.submit(len, "abc"))
 
     assert wait_for_deferred(length()) == 3
+
+
+def test_options_of_a_decorated_function_that_is_bound_by_hand() -> None:
+    """As Python 3.13 has a classmethod around one."""
+    call = with_options(types.MethodType(green_deferred(pow), 2), timeout=20)
+    assert wait_for_deferred(call(10)) == 1024
+
+
+@pytest.mark.parametrize("which", [operator.attrgetter("pool"), next])
+def test_a_pool_that_is_told_by_code_in_c(which: Any) -> None:
+    """It need not have a signature to be looked at."""
+
+    class Client:
+        pool = GreenPool(1)
+
+        def __next__(self) -> GreenPool:
+            return self.pool
+
+        @green_deferred(pool=which)
+        def call(self) -> str:
+            return "done"
+
+    assert wait_for_deferred(Client().call(), 20) == "done"
+    assert Client.pool.stats().completed == 1

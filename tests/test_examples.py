@@ -6,13 +6,10 @@ import glob
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from programs import EXAMPLES, run_python
 
 
 def needs(what: str, there: bool) -> None:
@@ -27,14 +24,7 @@ def needs(what: str, there: bool) -> None:
 def run(name: str, *modules: str) -> str:
     for module in modules:
         needs(module, importlib.util.find_spec(module) is not None)
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python(EXAMPLES / name)
     assert "Unhandled" not in done.stderr
     return done.stdout
 

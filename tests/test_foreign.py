@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCHED, run_python
 
 TRIAL = """
 import threading
@@ -58,15 +57,7 @@ class Tests(unittest.TestCase):
 @pytest.mark.parametrize("kind", ["epoll", "asyncio", "select", "poll"])
 def test_trials_check_of_the_reactor(kind: str, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TRIAL)
-    done = subprocess.run(
-        [sys.executable, "-m", "twisted.trial", f"--reactor={kind}", "test_it"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python("-m", "twisted.trial", f"--reactor={kind}", "test_it", cwd=tmp_path)
     assert "successes=6" in done.stdout, done.stdout
 
 
@@ -204,11 +195,7 @@ def test_a_thread_that_can_not_start(run_program: Any) -> None:
             got.append(await pool.submit(len, "four"))
             s = pool.stats()
             assert (s.failed, s.completed, s.running) == (1, 1, 0), s
-        from twisted.internet.defer import Deferred
-        d = Deferred.fromCoroutine(main())
-        d.addErrback(lambda f: f.printTraceback())
-        d.addBoth(lambda _: reactor.stop())
-        reactor.run()
+        go(main)
         assert got == ["refused", 4], got
         """
     )
@@ -398,7 +385,7 @@ def test_asyncio_futures_are_waited_for(kind: str, run_program: Any) -> None:
         from twisted.internet import reactor
         react(main)
         """,
-        kind,
+        args=[kind],
     )
 
 

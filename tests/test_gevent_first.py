@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
+from programs import gunicorn
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from greendefer import start_reactor, wait_for_deferred
+import greendefer
+from greendefer import GreendeferError, start_reactor, wait_for_deferred
 
 AT_ONCE = 200
 
@@ -130,27 +132,12 @@ def test_flask_under_gunicorn(preload: bool, backend: str, tmp_path: Path) -> No
         "    greendefer.start_reactor()\n"
         f"preload_app = {preload}\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "2", "--no-control-socket",
-                "--timeout", "120",
-                "--bind", f"fd://{listening.fileno()}", "flask_app:app",
-            ],
-            pass_fds=[listening.fileno()],
-            cwd=tmp_path,
-            env={**os.environ, "BACKEND": backend},
-        )  # fmt: skip
-    try:
+    with gunicorn(tmp_path, "flask_app:app", workers=2, BACKEND=backend) as (process, port):
         pids = get_all(port)
         assert str(process.pid) not in pids
         assert 1 <= len(pids) <= 2
         process.terminate()
         assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_where_the_reactor_runs_already(reactor: Any) -> None:
@@ -258,3 +245,8 @@ def test_on_a_reactor_that_is_not_green(run_program: Any) -> None:
             raise AssertionError("not refused")
         """
     )
+
+
+def test_start_reactor_in_another_thread_than_the_reactors() -> None:
+    with pytest.raises(GreendeferError, match="another thread"):
+        gevent.get_hub().threadpool.apply(greendefer.start_reactor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ def test_a_loop_that_is_destroyed(run_program: Any) -> None:
 
 def test_a_reactor_that_stops_just_before_it_knocks() -> None:
     """It knocks at nothing, and waits for nobody: the home of this one has no loop."""
-    home: Any = SimpleNamespace(wait=SimpleNamespace())
+    home: Any = types.SimpleNamespace(wait=types.SimpleNamespace())
     watch = HoldupWatch(home)
     watch.stop()
     watch._knock(3600.0)
@@ -234,3 +235,12 @@ def test_a_limit_that_is_no_number(seconds: Any) -> None:
 def test_a_limit_that_can_not_be(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"warn_of_holdups\(seconds\) must be"):
         warn_of_holdups(seconds)
+
+
+def test_pools_that_change_while_the_watch_looks_at_them(reactor: Any) -> None:
+    class Changing:
+        def __iter__(self) -> Iterator[Any]:
+            raise RuntimeError("Set changed size during iteration")
+
+    home: Any = types.SimpleNamespace(wait=types.SimpleNamespace(), pools=Changing())
+    assert HoldupWatch(home)._has_calls()

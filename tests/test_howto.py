@@ -10,15 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any
 
 import pytest
+from programs import EXAMPLES, LIMIT, run_python
 from servers import PostgreSQL
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
 
 pytestmark = pytest.mark.skipif(
     "gevent.monkey" in sys.orig_argv, reason="each is patched by itself"
@@ -84,27 +82,15 @@ def started(script: str, **environment: str) -> Iterator[tuple[subprocess.Popen[
         process.communicate()
 
 
-def run(script: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_tutorials_first_program() -> None:
-    *ticks, squares = run("tutorial/first.py").splitlines()
+    *ticks, squares = run_python(EXAMPLES / "tutorial" / "first.py").stdout.splitlines()
     assert squares == "[0, 1, 4, 9, 16]"
     assert ticks.count("tick") == len(ticks) > 1  # the first is there before any call
 
 
 def test_gevent_first() -> None:
     needs("treq")
-    assert "hello from upstream" in run("gevent_first.py")
+    assert "hello from upstream" in run_python(EXAMPLES / "gevent_first.py").stdout
 
 
 class TestGraceful:
@@ -152,7 +138,7 @@ class TestTutorialService:
             cwd=EXAMPLES / "tutorial",
             env={**os.environ, **environment},
             check=True,
-            timeout=120,
+            timeout=LIMIT,
         )
         with started("tutorial/service.py", **environment) as (process, url):
             assert get(f"{url}/notes", data=b"buy tea") == b'{"id": 1, "notes": 1}\n'

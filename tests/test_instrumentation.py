@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from greendefer import GreenPool, green_deferred, wait_for_deferred, with_options
@@ -190,3 +190,33 @@ def test_prometheus() -> None:
         )
         == 1
     )
+
+
+def test_hooks_with_a_logger_and_calls_that_never_ran(result: Any) -> None:
+    prometheus = pytest.importorskip("prometheus_client")
+
+    class Lines:
+        def __init__(self) -> None:
+            self.lines: list[tuple[str, Any]] = []
+
+        def debug(self, event: str, **keys: Any) -> None:
+            self.lines.append((event, keys.get("how")))
+
+        warning = debug
+
+    registry = prometheus.CollectorRegistry()
+    lines = Lines()
+    set_hooks([StructlogHook(lines), PrometheusHook(registry)])
+    try:
+        pool = ClockPool(Clock(), 1, name="z")
+        pool.submit(len, "")
+        queued = pool.submit(len, "")
+        queued.addErrback(lambda failure: failure.trap(CancelledError))
+        queued.cancel()
+    finally:
+        set_hooks([])
+    labels = {"pool": "z", "function": "len"}
+    assert lines.lines[-1] == ("call ended", "cancelled")
+    count = registry.get_sample_value
+    assert count("greendefer_calls_total", {**labels, "outcome": "cancelled"}) == 1
+    assert count("greendefer_call_running_seconds_count", labels) is None

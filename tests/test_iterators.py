@@ -7,11 +7,15 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 from gevent.event import Event
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults, succeed
 from twisted.python.failure import Failure
@@ -20,6 +24,7 @@ import greendefer
 from greendefer import (
     BlockingIterator,
     CallTimeout,
+    ExecutorPool,
     GreenIterator,
     GreenPool,
     PoolClosed,
@@ -1229,3 +1234,124 @@ def test_mistakes_are_told_by_name(in_reactor: Any) -> None:
                 pass
 
     in_reactor(main)
+
+
+def test_an_async_block_that_is_entered_too_late_is_left(in_reactor: Callable[..., Any]) -> None:
+    left: list[Any] = []
+    over = gevent.event.Event()
+    entered: Deferred[None] = Deferred()
+
+    class Slow:
+        async def __aenter__(self) -> Slow:
+            with contextlib.suppress(CancelledError):
+                await entered
+            return self
+
+        async def __aexit__(self, *exc_info: object) -> None:
+            left.append(exc_info[0])
+            over.set()
+
+    with pytest.raises(CallTimeout), blocking_from_greenlet(Slow, timeout=0.01)():
+        raise AssertionError("it was not entered")
+    assert over.wait(20)
+    assert left == [CancelledError]
+
+
+def test_what_fails_when_nobody_waits_for_it_is_logged(logged: list[dict[str, Any]]) -> None:
+    over = gevent.event.Event()
+    never: Deferred[None] = Deferred()
+
+    @blocking_from_greenlet(timeout=0.01)
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            await never
+            yield 1
+        except CancelledError:
+            over.set()
+            raise ValueError("as it was cancelled") from None
+
+    with pytest.raises(CallTimeout):
+        next(numbers())
+    assert over.wait(20)
+    gevent.sleep(0)
+    (error,) = [event for event in logged if event["isError"]]
+    logged.remove(error)
+    assert error["log_failure"].check(ValueError)
+
+
+@pytest.mark.parametrize("options", [{"prefetch": 1}, {"timeout": 20}, {}])
+def test_an_iteration_that_can_not_begin_can_be_asked_again(
+    options: Any, in_reactor: Callable[..., Any]
+) -> None:
+    items = green_iterator(pool=ExecutorPool(ThreadPoolExecutor(1), 1), **options)(range)(3)
+
+    async def ask() -> None:
+        for _ in range(2):
+            with pytest.raises(TypeError, match=r"no worker\(\)"):
+                await items.__anext__()
+
+    in_reactor(lambda: Deferred.fromCoroutine(ask()))
+
+
+def test_an_iterable_whose_own_code_raises_a_type_error(in_reactor: Callable[..., Any]) -> None:
+    """It is not said to be none."""
+
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise TypeError("of its own")
+
+    async def main() -> None:
+        async for _ in green_iterator(Broken)():
+            pass
+
+    with pytest.raises(TypeError, match="of its own"):
+        in_reactor(lambda: Deferred.fromCoroutine(main()))
+
+
+def test_an_iterator_that_was_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    object.__new__(GreenIterator)
+    assert unraisable == []
+
+
+def test_an_iteration_that_has_not_begun_is_closed_twice(in_reactor: Callable[..., Any]) -> None:
+    items = green_iterator(range)(3)
+    in_reactor(items.aclose)
+    in_reactor(items.aclose)
+    assert wait_for_deferred(Deferred.fromCoroutine(all_of(items)), 20) == []
+
+
+async def all_of(items: Any) -> list[Any]:
+    return [item async for item in items]
+
+
+def test_an_async_iterator_that_two_threads_close_at_once(in_reactor: Callable[..., Any]) -> None:
+    closed: list[int] = []
+
+    @blocking_from_greenlet
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            closed.append(1)
+
+    items: Any = numbers()
+    assert next(items) == 1
+    threadpool = gevent.get_hub().threadpool
+    closing: list[Any] = []
+
+    def hold_until_both_ask() -> None:
+        from twisted.internet import reactor
+
+        asked: Any = reactor.threadCallQueue  # type: ignore[attr-defined]
+        n = len(asked)
+        closing.extend(threadpool.spawn(items.close) for _ in range(2))
+        until = time.monotonic() + 20
+        while len(asked) < n + 2 and time.monotonic() < until:
+            monkey.get_original("time", "sleep")(0.001)
+
+    in_reactor(hold_until_both_ask)
+    for each in closing:
+        each.get(timeout=20)
+    assert closed == [1]

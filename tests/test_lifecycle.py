@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCH, PATCHED, run_twistd
 
 KINDS = ["native", "poll", "select", "asyncio"]
 
@@ -53,7 +53,7 @@ SERVER = """
 @pytest.fixture
 def run_with_server(run_program: Any) -> Any:
     def run(source: str, kind: str) -> Any:
-        return run_program(textwrap.dedent(SERVER.format(kind=kind)) + textwrap.dedent(source))
+        return run_program(SERVER.format(kind=kind), source)
 
     return run
 
@@ -107,15 +107,95 @@ class TestFork:
                     os.kill(pid, 9)
                     get_original_waitpid(pid, 0)
                 assert {await ask() for _ in range(5)} == {os.getpid()}
-                reactor.stop()
-                return "done"
-            result = []
-            reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-                lambda r: (result.append(r), r == "done" or reactor.stop())))
-            reactor.run()
-            assert result == ["done"], result
+            go(main)
             """,
             kind,
+        )
+
+    @pytest.mark.parametrize("patch", [False, True], ids=["", "patched"])
+    @pytest.mark.parametrize("reactor", ["stock", "green"])
+    @pytest.mark.parametrize("pool", ["GreenPool", "NativeThreadPool"])
+    def test_calls_made_before_it(
+        self, pool: str, reactor: str, patch: bool, run_program: Any
+    ) -> None:
+        """Threads are the parent's alone. What one runs fails in the child; all else goes on."""
+        run_program(
+            f"""
+            from gevent import monkey
+            sleep, Lock = (monkey.get_original("time", "sleep"),
+                           monkey.get_original("_thread", "allocate_lock"))
+            waitpid = monkey.get_original("os", "waitpid")
+            if {patch}:
+                monkey.patch_all()
+            import gevent, greendefer, os
+            if {reactor == "green"}:
+                greendefer.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import DeferredList, ensureDeferred
+
+            pool = greendefer.{pool}(2)
+            is_lost = {pool == "NativeThreadPool" or reactor == "stock"}
+            # (These tests may run patched themselves.)
+            is_green = {reactor == "green"} or monkey.is_module_patched("socket")
+            nap = gevent.sleep if is_green and {pool == "GreenPool"} else sleep
+            """
+            + """
+            locks = [Lock() for _ in range(3)]
+            for lock in locks:
+                lock.acquire()
+            begun = []
+
+            def work(n):
+                begun.append(n)
+                while not locks[n].acquire(False):
+                    nap(0.001)
+                return n
+
+            # The first has ended when the process is forked, the second runs, the third waits.
+            calls = [pool.submit(work, n) for n in range(3)]
+            if is_lost:
+                while not {0, 1} <= {*begun}:
+                    sleep(0.001)
+                locks[0].release()
+                while len(pool.home._outbox) < 3:  # begun, begun, ended
+                    sleep(0.001)
+            else:
+                locks[0].release()
+                while {*begun} < {0, 1} or locks[0].acquire(False):
+                    gevent.sleep(0.001)
+            pid = os.fork()
+            if pid:
+                assert waitpid(pid, 0)[1] == 0
+            for lock in locks[1:]:
+                lock.release()
+
+            async def main():
+                results = await DeferredList(calls, consumeErrors=True)
+                assert results[0] == (True, 0) and results[2] == (True, 2), results
+                if is_lost and not pid:
+                    assert "forked" in results[1][1].getErrorMessage(), results
+                else:
+                    assert results[1] == (True, 1), results
+                assert await DeferredList([pool.submit(len, "abc") for _ in range(5)])
+                slow = greendefer.green_deferred(nap, pool=pool, timeout=0.01)
+                try:
+                    await slow(0.1)
+                except greendefer.CallTimeout:
+                    pass
+                await pool.close()
+                return "done"
+
+            ended = []
+            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+                lambda result: (ended.append(result), reactor.stop())))
+            reactor.run()
+            stats = pool.stats()
+            print(pid, ended, stats)
+            assert ended == ["done"], ended
+            assert (stats.running, stats.queued, stats.lingering) == (0, 0, 0), stats
+            assert stats.failed == (is_lost and not pid), stats
+            os._exit(0) if not pid else None
+            """
         )
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -137,19 +217,13 @@ class TestFork:
                 pid, status = await greendefer.defer_to_greenlet(fork)
                 assert os.waitstatus_to_exitcode(status) == 7
                 assert await ask() == os.getpid()
-                return "done"
-            result = []
-            reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-                lambda r: (result.append(r), reactor.stop())))
-            reactor.run()
-            assert result == ["done"], result
+            go(main)
             """,
             kind,
         )
 
 
 TAC = """
-{patch}
 import os, gevent, greendefer
 from twisted.application import service, internet
 from twisted.internet import endpoints, protocol, reactor
@@ -183,20 +257,8 @@ class TestTwistd:
     @pytest.mark.parametrize("name", ["gevent", "gevent-asyncio"])
     def test_daemon_serves_requests(self, name: str, tmp_path: Path) -> None:
         """It forks twice after the reactor was installed."""
-        patch = "from gevent import monkey; monkey.patch_all()" if PATCHED else ""
-        (tmp_path / "pids.tac").write_text(TAC.format(patch=patch))
-        twistd = [str(Path(sys.executable).with_name("twistd")), f"--reactor={name}"]
-        if PATCHED:
-            twistd = [sys.executable, "-m", "gevent.monkey", *twistd]
-        started = subprocess.run(
-            [*twistd, "--python=pids.tac", "--pidfile=pid", "--logfile=log"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert started.returncode == 0, started.stdout + started.stderr
+        (tmp_path / "pids.tac").write_text(PATCH + TAC)
+        run_twistd(tmp_path, f"--reactor={name}", "--python=pids.tac", "--pidfile=pid")
         deadline = time.monotonic() + 30
         try:
             while not (tmp_path / "port").exists():
@@ -436,7 +498,6 @@ def test_a_program_that_is_patched_after_the_reactor_was_made(kind: str, run_pro
         monkey.patch_all()
         import time, threading, gevent.socket, socket
         from twisted.internet import tcp, threads
-        from twisted.internet.defer import ensureDeferred
         assert socket.socket is gevent.socket.socket
         assert tcp.socket.socket is not socket.socket
         ident = monkey.get_original("_thread", "get_ident")
@@ -449,12 +510,7 @@ def test_a_program_that_is_patched_after_the_reactor_was_made(kind: str, run_pro
             await greendefer.defer_to_greenlet(time.sleep, 0.05)
             assert len(ticks) > 3
             assert await threads.deferToThread(ident) != ident()
-            return "done"
-        result = []
-        reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-            lambda r: (result.append(r), reactor.stop())))
-        reactor.run()
-        assert result == ["done"], result
+        go(main)
         """
     )
 

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from programs import LIMIT
+
+from greendefer import doctor
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run ``python`` in an empty folder; it has 30 seconds."""
+    """Run ``python`` in an empty folder."""
 
     def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -22,7 +25,7 @@ def run(tmp_path: Path) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LIMIT,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -129,7 +132,7 @@ class TestDoctor:
             [sys.executable, "-W", "error", "-m", "greendefer", "-m", "greendefer.doctor"],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LIMIT,
             check=False,
         )
         assert "ok      monkey.patch_all()" in done.stdout, done.stderr
@@ -207,3 +210,8 @@ def test_a_module_that_was_patched_too_late(tmp_path: Path, run: Run) -> None:
         "BLOCKS  import early: It was imported before the patch, and keeps "
         "socket.create_connection, socket.socket."
     ]
+
+
+def test_the_doctor_where_no_driver_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda module: False)
+    assert list(doctor._in_c()) == []

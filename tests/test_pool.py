@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -12,10 +13,20 @@ import gevent
 import gevent.local
 import pytest
 from gevent.event import Event
+from greenlet import GreenletExit
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 
 import greendefer
-from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts, with_options
+from greendefer import (
+    CallTimeout,
+    GreenPool,
+    PoolClosed,
+    PoolFull,
+    Timeouts,
+    green_deferred,
+    wait_for_deferred,
+    with_options,
+)
 
 
 def submit(pool: GreenPool, f: Any, *args: Any, **options: Any) -> Deferred[Any]:
@@ -1270,3 +1281,163 @@ def test_with_options_on_a_pool_of_one(gate: Any, result: Any) -> None:
     pool = GreenPool(1)
     call = greendefer.green_deferred(pool=pool)(gate)
     assert result(with_options(call, timeout=0.01)()).error() is CallTimeout
+
+
+def test_an_abandoned_call_is_killed_where_its_pool_is_closed_without_grace(
+    gate: Any, result: Any
+) -> None:
+    pool = GreenPool(1)
+    d = green_deferred(gate, pool=pool, on_cancel="abandon")()
+    cancelled = result(d)
+    assert gate.entered.wait(20)
+    d.cancel()
+    assert cancelled.error() is CancelledError
+    assert pool.stats().lingering == 1
+    greendefer.wait_for_deferred(pool.close(grace=0), 20)
+    assert gate.ended.wait(20)
+
+
+def test_messages_name_the_function_inside_of_a_partial(gate: Any, result: Any) -> None:
+    pool = GreenPool(1, max_queued=0)
+    running = pool.submit(gate)
+    full = result(pool.submit(partial(partial(sorted, [2, 1]), reverse=True)))
+    assert full.get().getErrorMessage().startswith("sorted: ")
+    gate.opened.set()
+    greendefer.wait_for_deferred(running)
+
+
+def test_a_coroutine_that_would_not_be_closed_is_refused_all_the_same() -> None:
+    @types.coroutine
+    def pause() -> Generator[None, None, None]:
+        yield
+
+    async def stubborn() -> None:
+        for _ in range(2):
+            try:
+                await pause()
+            except GeneratorExit:
+                pass
+
+    def begun() -> Any:
+        coroutine = stubborn()
+        coroutine.send(None)
+        return coroutine
+
+    with pytest.raises(TypeError, match="is async already"):
+        greendefer.wait_for_deferred(GreenPool(1).submit(begun))
+
+
+def test_a_worker_is_entered_once(in_reactor: Callable[..., Any]) -> None:
+    pool = GreenPool(1)
+
+    def twice() -> Any:
+        worker = pool.worker()
+        worker.open().addErrback(lambda failure: failure.trap(CancelledError))
+        with pytest.raises(RuntimeError, match="was entered before"):
+            worker.open()
+        return worker.leave()
+
+    in_reactor(twice)
+    assert pool.stats().running == 0
+
+
+def test_a_worker_is_killed_while_its_call_swallows_its_own_kill(
+    gates: Any, in_reactor: Callable[..., Any]
+) -> None:
+    """The worker's turn comes when the call has swallowed its kill, wherever that is by then."""
+    pool = GreenPool(1)
+    at_work, handling, going_on = gates(3)
+    seen: list[str] = []
+
+    def stubborn() -> None:
+        try:
+            at_work()
+        except GreenletExit:
+            handling()
+        seen.append("swallowed")
+        try:
+            going_on()
+        finally:
+            seen.append("ended")
+
+    worker = pool.worker()
+    in_reactor(worker.open)
+    (d,) = in_reactor(lambda: [worker.submit(stubborn)])
+    d.addErrback(lambda failure: failure.trap(CancelledError) and None)
+    assert at_work.entered.wait(20)
+    in_reactor(d.cancel)
+    assert handling.entered.wait(20)
+    host: Any = worker.host
+    in_reactor(host.cancel)
+    gevent.sleep(0.01)
+    assert seen == []
+    handling.opened.set()
+    assert going_on.ended.wait(20)
+    in_reactor(pool.close)
+    assert seen == ["swallowed", "ended"]
+
+
+def test_a_killed_call_that_ends_just_when_it_is_known_to_have_swallowed_that(
+    result: Any, logged: list[dict[str, Any]]
+) -> None:
+    """It is said once, by whichever of the two comes first."""
+    pool = GreenPool(1)
+
+    def swallow() -> None:
+        try:
+            gevent.sleep(3600)
+        except GreenletExit:
+            pass
+        gevent.sleep(0)  # the hub lets go of the exception; the reactor is told after this
+
+    d = pool.submit(swallow)
+    fired = result(d)
+    while not d.is_running:
+        gevent.sleep(0)
+    d.cancel()
+    assert fired.error() is CancelledError
+    wait_for_deferred(pool.close(), 20)
+    warnings = [each for each in logged if "swallowed" in str(each.get("log_format"))]
+    assert len(warnings) == 1
+
+
+def test_a_worker_that_is_given_up_as_it_comes(in_reactor: Callable[..., Any]) -> None:
+    pool = GreenPool(1)
+    outcome: list[Any] = []
+
+    def open_and_cancel() -> Any:
+        entered = pool.worker().open()
+        entered.addBoth(outcome.append)
+        gevent.spawn(entered.cancel)  # after it has begun to serve, and before that is heard of
+        return pool.when_idle()
+
+    in_reactor(open_and_cancel)
+    (failure,) = outcome
+    assert failure.check(CancelledError)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+
+
+def test_calls_of_one_worker_that_wait_for_the_same_one(
+    gates: Any, in_reactor: Callable[..., Any], wait_a_turn: Any
+) -> None:
+    busy, between, outer = GreenPool(1), GreenPool(1), GreenPool(1)
+    holds, go = gates(2)
+    busy.submit(holds)
+
+    def waits() -> int:
+        go()
+        return wait_for_deferred(busy.submit(len, "four"))
+
+    async def main() -> Any:
+        d = between.submit(waits)
+        async with outer.worker() as worker:
+            first, second = worker.submit(lambda: d), worker.submit(lambda: d)
+            while worker.stats().completed < 2:
+                await wait_a_turn()
+            go.opened.set()
+            while busy.stats().queued == 0:
+                await wait_a_turn()
+            holds.opened.set()
+            return await first, await second
+
+    assert in_reactor(lambda: Deferred.fromCoroutine(main()))[0] == 4

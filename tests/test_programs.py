@@ -5,15 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from programs import EXAMPLES, LIMIT, PATCH, PATCHED, joined, run_python
 
 
 class TestRefused:
@@ -258,12 +254,9 @@ class TestInterrupt:
     """A real SIGINT reaches the program, whichever greenlet it hits."""
 
     @staticmethod
-    def interrupt(source: str) -> subprocess.CompletedProcess[str]:
-        source = textwrap.dedent(source)
-        if PATCHED:
-            source = "from gevent import monkey; monkey.patch_all()\n" + source
+    def interrupt(*parts: str) -> subprocess.CompletedProcess[str]:
         program = subprocess.Popen(
-            [sys.executable, "-c", source],
+            [sys.executable, "-c", joined(PATCH, *parts)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -272,21 +265,19 @@ class TestInterrupt:
         try:
             assert program.stdout.readline() == "ready\n"
             program.send_signal(signal.SIGINT)
-            out, err = program.communicate(timeout=120)
+            out, err = program.communicate(timeout=LIMIT)
         finally:
             program.kill()  # one that did not notice would go on for ever
         return subprocess.CompletedProcess([], program.returncode, out, err)
 
     def test_with_twisteds_handlers(self) -> None:
         done = self.interrupt(
-            textwrap.dedent(SIGINT)
-            + textwrap.dedent(
-                """
-                reactor.callLater(0.1, print, "ready", flush=True)
-                reactor.run()
-                print("stopped", fired)
-                """
-            )
+            SIGINT,
+            """
+            reactor.callLater(0.1, print, "ready", flush=True)
+            reactor.run()
+            print("stopped", fired)
+            """,
         )
         assert "stopped [<class 'greendefer.errors.PoolClosed'>]" in done.stdout, done
         # Twisted itself sends it again, to die of it, in its scripts only.
@@ -294,70 +285,62 @@ class TestInterrupt:
 
     def test_without_them(self) -> None:
         done = self.interrupt(
-            textwrap.dedent(SIGINT)
-            + textwrap.dedent(
-                """
-                reactor.callLater(0.1, print, "ready", flush=True)
-                try:
-                    reactor.run(installSignalHandlers=False)
-                except KeyboardInterrupt:
-                    print("interrupted", fired)
-                """
-            )
+            SIGINT,
+            """
+            reactor.callLater(0.1, print, "ready", flush=True)
+            try:
+                reactor.run(installSignalHandlers=False)
+            except KeyboardInterrupt:
+                print("interrupted", fired)
+            """,
         )
         assert "interrupted []" in done.stdout, done
 
     @pytest.mark.parametrize("main", ["Event().wait()", "gevent.sleep(3600)", "spin()"])
     def test_in_a_gevent_first_program(self, main: str) -> None:
         done = self.interrupt(
-            textwrap.dedent(SIGINT)
-            + textwrap.dedent(
-                f"""
-                gevent.spawn(reactor.run, installSignalHandlers=False)
-                reactor.callLater(0.1, print, "ready", flush=True)
-                try:
-                    {main}
-                except KeyboardInterrupt:
-                    print("interrupted", fired)
-                """
-            )
+            SIGINT,
+            f"""
+            gevent.spawn(reactor.run, installSignalHandlers=False)
+            reactor.callLater(0.1, print, "ready", flush=True)
+            try:
+                {main}
+            except KeyboardInterrupt:
+                print("interrupted", fired)
+            """,
         )
         assert "interrupted []" in done.stdout, done
 
     def test_a_call_that_never_gives_way(self) -> None:
         done = self.interrupt(
-            textwrap.dedent(SIGINT)
-            + textwrap.dedent(
-                """
-                gevent.spawn(reactor.run, installSignalHandlers=False)
-                def hog():
-                    print("ready", flush=True)
-                    while True:
-                        pass
-                greendefer.defer_to_greenlet(hog)
-                try:
-                    Event().wait()
-                except KeyboardInterrupt:
-                    print("interrupted", flush=True)
-                    os._exit(0)
-                """
-            )
+            SIGINT,
+            """
+            gevent.spawn(reactor.run, installSignalHandlers=False)
+            def hog():
+                print("ready", flush=True)
+                while True:
+                    pass
+            greendefer.defer_to_greenlet(hog)
+            try:
+                Event().wait()
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+                os._exit(0)
+            """,
         )
         assert "interrupted" in done.stdout, done
 
     def test_in_a_program_that_iterates(self) -> None:
         done = self.interrupt(
-            textwrap.dedent(SIGINT)
-            + textwrap.dedent(
-                """
-                reactor.callLater(0.1, print, "ready", flush=True)
-                try:
-                    while True:
-                        reactor.iterate(0.01)
-                except KeyboardInterrupt:
-                    print("interrupted", fired)
-                """
-            )
+            SIGINT,
+            """
+            reactor.callLater(0.1, print, "ready", flush=True)
+            try:
+                while True:
+                    reactor.iterate(0.01)
+            except KeyboardInterrupt:
+                print("interrupted", fired)
+            """,
         )
         assert "interrupted []" in done.stdout, done
 
@@ -399,7 +382,7 @@ class TestInterruptWhere:
 
     @pytest.fixture
     def run(self, run_program: Any) -> Callable[[str], Any]:
-        return lambda source: run_program(textwrap.dedent(INTERRUPT) + textwrap.dedent(source))
+        return lambda source: run_program(INTERRUPT, source)
 
     def test_a_call(self, run: Any) -> None:
         """It goes on, when the program has been told."""
@@ -484,13 +467,7 @@ PROCESSES = """
             assert results[2 * n + 1] == (n % 256 if n % 3 else -15), (n, results[2 * n + 1])
         print("all", N)
 
-    def failed(f):
-        f.printTraceback()
-        print("failed")
-    d = defer.ensureDeferred(main())
-    d.addErrback(failed)
-    d.addBoth(lambda _: reactor.callWhenRunning(reactor.stop))
-    reactor.run()
+    go(main)
     assert subprocess.call(["/bin/sh", "-c", "exit 7"]) == 7  # and after the reactor has stopped
     """
 
@@ -572,27 +549,13 @@ class TestChildProcesses:
     ],
 )
 def test_the_historical_readmes_programs(example: list[str], said: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example[0]), *example[1:]],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python(EXAMPLES / example[0], *example[1:])
     assert not done.stderr, done.stderr
     for each in said:
         assert each in done.stdout, done.stdout
 
 
 def test_quickstart() -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "quickstart.py")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python(EXAMPLES / "quickstart.py")
     assert "500 calls of 200 ms each, 250 at once" in done.stdout
     assert "completed=500, failed=0" in done.stdout

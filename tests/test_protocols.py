@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -141,3 +142,68 @@ def test_wrong_uses(in_reactor: Any) -> None:
     with pytest.raises(TypeError, match="called without an object"):
         in_reactor(greendefer.in_order(len), "")
     assert Lines.lineReceived.__doc__ == "What a line does."
+
+
+class Bare:
+    """No protocol: it has no transport."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+        self.last = gevent.event.Event()
+
+    @greendefer.in_order
+    def work(self, n: int) -> None:
+        if n < 0:
+            raise ValueError(n)
+        self.done.append(n)
+        if n == MANY:
+            self.last.set()
+
+
+def test_methods_in_order_of_what_has_no_transport(
+    in_reactor: Callable[..., Any], logged: list[dict[str, Any]]
+) -> None:
+    bare = Bare()
+
+    def calls() -> None:
+        bare.work(-1)
+        for n in range(MANY + 1):
+            bare.work(n)
+
+    in_reactor(calls)
+    assert bare.last.wait(20)
+    assert bare.done == list(range(MANY + 1))
+    (error,) = [event for event in logged if event["isError"]]
+    logged.remove(error)
+    assert error["log_failure"].check(ValueError)
+
+
+class Connection:
+    connected = True
+    paused = 0
+    resumed = 0
+
+    def pauseProducing(self) -> None:
+        self.paused += 1
+
+    def resumeProducing(self) -> None:
+        self.resumed += 1
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_connection_that_is_gone_is_not_resumed(
+    closes: bool, in_reactor: Callable[..., Any], wait_a_turn: Any
+) -> None:
+    bare, transport = Bare(), Connection()
+    bare.transport = transport  # type: ignore[attr-defined]
+
+    def calls() -> None:
+        for n in range(MANY + 1):
+            bare.work(n)
+        assert transport.paused == 1
+        transport.connected = not closes
+
+    in_reactor(calls)
+    assert bare.last.wait(20)
+    in_reactor(wait_a_turn)
+    assert transport.resumed == (not closes)

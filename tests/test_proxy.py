@@ -1079,3 +1079,9 @@ class TestBadInput:
 
 def test_names() -> None:
     assert greendefer.green_proxy is green_proxy
+
+
+def test_a_proxy_can_not_be_left_by_a_plain_with() -> None:
+    proxy = greendefer.green_proxy(object())
+    with pytest.raises(TypeError, match="async with"):
+        proxy.__exit__(None, None, None)

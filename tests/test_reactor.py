@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
+import sys
 import time
+import types
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import gevent.socket
 import pytest
+from gevent import monkey
 from gevent.event import Event
 from twisted.internet import error
 from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.python import context
 
 import greendefer
+from greendefer.reactor import _installed
+from greendefer.reactor._dispatch import call_with_logger
+from greendefer.reactor._stock import native_kind, stock_module
+from greendefer.reactor.wait import READ, CooperativeWait
 
 LATER = 3600.0
 """An hour: a test that has to wait for this hangs, and so fails."""
@@ -421,6 +432,36 @@ def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(
     )
 
 
+@pytest.mark.parametrize("kind", ["native", "select"])
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+def test_times_of_less_than_a_millisecond(
+    loop: str, kind: str, run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libuv warns of each, and rings early by what is more than whole milliseconds."""
+    monkeypatch.setenv("GEVENT_LOOP", loop)
+    run_program(
+        f"""
+        import warnings
+        warnings.simplefilter("error")
+        import gevent, greendefer
+        greendefer.install({kind!r})
+        from twisted.internet import reactor, task
+
+        async def main(reactor):
+            for seconds in 0.0001, 0.0009, 0.0015:
+                await task.deferLater(reactor, seconds)
+                slow = greendefer.green_deferred(timeout=seconds)(gevent.sleep)
+                try:
+                    await slow(60)
+                except greendefer.CallTimeout:
+                    continue
+                raise AssertionError("no timeout")
+
+        task.react(main)
+        """
+    )
+
+
 def test_a_timeout_that_is_put_off_again_and_again_costs_one_turn(run_program: Any) -> None:
     run_program(
         """
@@ -449,15 +490,187 @@ def test_a_timeout_that_is_put_off_again_and_again_costs_one_turn(run_program: A
                 began = monotonic()
                 greendefer.wait_for_deferred(deferLater(reactor, delay))
                 assert monotonic() - began >= delay - 0.001
-            reactor.stop()
 
-        reactor.callWhenRunning(lambda: greendefer.defer_to_greenlet(main).addErrback(fail))
-        def fail(failure):
-            failures.append(failure)
-            reactor.stop()
-        failures = []
-        reactor.run()
-        for failure in failures:
-            failure.raiseException()
+        go(lambda: greendefer.defer_to_greenlet(main))
         """
     )
+
+
+class Selectable:
+    def logPrefix(self) -> str:
+        return "mine"
+
+
+class AnotherTracker:
+    """As whoever calls twisted.python.context.installContextTracker() may have it."""
+
+    def callWithContext(self, ctx: Any, f: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        return f(*args, **kw)
+
+    def getContext(self, key: Any, default: Any = None) -> Any:
+        return {} if default is None else default
+
+
+def test_an_event_under_somebody_elses_context_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "theContextTracker", AnotherTracker())
+    monkeypatch.setattr(context, "call", AnotherTracker().callWithContext)
+    monkeypatch.setattr(context, "get", AnotherTracker().getContext)
+    assert call_with_logger(Selectable(), int, "7") == 7
+
+
+def test_what_an_event_raises_is_logged_with_its_prefix(logged: list[dict[str, Any]]) -> None:
+    call_with_logger(Selectable(), lambda: 1 // 0)
+    (error,) = [event for event in logged if event["isError"]]
+    logged.remove(error)
+    assert error["failure"].check(ZeroDivisionError)
+    assert error["system"] == "mine"
+
+
+def test_a_keyboard_interrupt_is_no_error_of_an_event() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_with_logger(Selectable(), interrupted)
+
+
+def test_a_keyboard_interrupt_as_it_is_asked_for_its_prefix() -> None:
+    class Interrupted:
+        def logPrefix(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_with_logger(Interrupted(), int)
+
+
+@pytest.mark.parametrize(
+    ("has", "kind"), [("epoll", "epoll"), ("kqueue", "kqueue"), ("", "select")]
+)
+def test_the_native_poller(has: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_original(module: str, name: str) -> Any:
+        if name != has:
+            raise AttributeError(name)
+
+    monkeypatch.setattr(monkey, "get_original", get_original)
+    assert native_kind() == kind
+
+
+def test_a_module_that_does_not_name_the_poller() -> None:
+    """As Twisted's for kqueue: it has nothing to be given back."""
+    before = dict(vars(select))
+    stock = stock_module("twisted.internet.selectreactor", "poll")
+    assert not hasattr(stock, "poll")
+    assert vars(select) == before
+
+
+def test_a_wait_for_nothing_and_for_what_is_closed() -> None:
+    wait = CooperativeWait()
+    wait.watch_each(list)
+    wait.wait(0.001)
+    wait.watch_each(lambda: [(-1, READ)])
+    wait.wait(None)
+    assert wait.turns == 2
+
+
+class ServerOf:
+    """A factory of one protocol."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+
+    def buildProtocol(self, _: object) -> Protocol:
+        return self.protocol
+
+    def doStart(self) -> None:
+        pass
+
+    doStop = doStart
+
+
+def test_one_connection_closes_another_that_is_ready_too(
+    in_reactor: Callable[..., Any], wait_a_turn: Any
+) -> None:
+    from twisted.internet import reactor as this_reactor
+
+    reactor: Any = this_reactor
+    pairs = [socket.socketpair() for _ in range(2)]
+    got: list[bytes] = []
+
+    class Mine(Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            got.append(data)
+            for each in mine:
+                if each is not self:
+                    each.transport.abortConnection()  # type: ignore[union-attr]
+
+    mine: list[Mine] = []
+
+    def adopt() -> None:
+        for ours, _ in pairs:
+            protocol = Mine()
+            mine.append(protocol)
+            reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, ServerOf(protocol))
+            ours.close()
+        for _, theirs in pairs:
+            theirs.send(b"x")
+
+    in_reactor(adopt)
+    deadline = time.monotonic() + 20
+    while not got and time.monotonic() < deadline:
+        gevent.sleep(0)
+    in_reactor(wait_a_turn)
+    assert got == [b"x"]
+    for protocol in mine:
+        in_reactor(protocol.transport.abortConnection)  # type: ignore[union-attr]
+    for _, theirs in pairs:
+        theirs.close()
+
+
+def test_a_write_that_closes_another_connection_which_has_something_to_write(
+    in_reactor: Callable[..., Any],
+    wait_a_turn: Any,
+) -> None:
+    from twisted.internet import reactor as this_reactor
+
+    reactor: Any = this_reactor
+    pairs = [socket.socketpair() for _ in range(2)]
+    transports: list[Any] = []
+
+    def write() -> None:
+        for ours, _ in pairs:
+            protocol = Protocol()
+            reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, ServerOf(protocol))
+            ours.close()
+            transports.append(protocol.transport)
+        first, second = transports
+        do_write = first.doWrite
+
+        def write_and_close() -> Any:
+            second.abortConnection()
+            return do_write()
+
+        first.doWrite = write_and_close
+        first.write(b"first")
+        second.write(b"second")
+
+    in_reactor(write)
+    in_reactor(wait_a_turn)
+    theirs = [theirs for _, theirs in pairs]
+    for each in theirs:
+        each.settimeout(20)
+    assert theirs[0].recv(100) == b"first"
+    with contextlib.suppress(ConnectionResetError):
+        assert theirs[1].recv(100) == b""
+    in_reactor(transports[0].abortConnection)
+    in_reactor(wait_a_turn)
+    for each in theirs:
+        each.close()
+
+
+def test_a_module_without_a_file_that_has_the_reactor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from twisted.internet import reactor
+
+    module = types.ModuleType("made_up")
+    module.reactor = reactor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up", module)
+    assert "made_up" in _installed._modules_with(reactor)

@@ -27,7 +27,7 @@ PRIVATE = {
     # How it is made. What of it is public, greendefer itself has.
     *("admission", "background", "blocking", "bridge", "call", "carriers", "crossing"),
     *("deadlines", "decorators", "errors", "holdups", "home", "iterators", "lending", "policy"),
-    *("pool", "proxy", "proxycalls", "reactor", "wrapping"),
+    *("pool", "proxy", "proxycalls", "reactor", "stats", "steps", "stream", "wrapping"),
 }
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+from programs import LIMIT
 
 import greendefer
 
@@ -67,3 +71,23 @@ def test_a_module_says_what_it_is_for_in_its_first_line(name: str) -> None:
     text = MODULES[name].read_text()
     assert text.startswith('"""')
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_names_that_are_imported_when_they_are_asked_for() -> None:
+    program = """
+        import sys
+        import greendefer
+
+        later = ("PoolStats", "green_proxy", "in_order", "start_reactor")
+        assert not set(later) & vars(greendefer).keys()
+        assert set(greendefer.__all__) <= set(dir(greendefer))
+        assert "greendefer.proxy" not in sys.modules
+        assert not hasattr(greendefer, "no_such_name")
+
+        from greendefer import *
+        assert set(greendefer.__all__) <= globals().keys()
+        assert green_proxy is greendefer.green_proxy
+        assert green_proxy.__module__ == "greendefer.proxy"
+        assert greendefer.GreenPool(1).stats().__class__ is PoolStats
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=LIMIT)

@@ -152,3 +152,19 @@ def test_no_reactor_is_needed(run_program: Any) -> None:
         assert "twisted.internet.reactor" not in sys.modules
         """
     )
+
+
+def test_a_worker_of_a_clock_pool() -> None:
+    pool = ClockPool(Clock())
+    worker = pool.worker()
+    d = worker.submit(int, "7")
+    pool.run()
+    assert d.result == 7
+
+
+def test_a_call_closes_the_inline_pool_that_it_runs_in() -> None:
+    pool = InlinePool()
+    d = pool.submit(lambda: pool.close(grace=0))
+    assert d.called
+    d.addErrback(lambda failure: None)
+    assert pool.stats().running == 0

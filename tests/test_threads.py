@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from greendefer import wait_for_deferred
+from greendefer.threadpool import GreenThreadPool
 
 KINDS = ["native", "poll", "select", "asyncio"]
 
@@ -17,22 +20,14 @@ PROGRAM = """
     from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
     from twisted.internet.threads import blockingCallFromThread, deferToThread
     get_ident = monkey.get_original("_thread", "get_ident")
-
-    def run(main):
-        result = []
-        reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-            lambda r: (result.append(r), reactor.callLater(0, reactor.stop))))
-        reactor.run()
-        if result != ["done"]:
-            raise SystemExit(getattr(result[0], "getTraceback", lambda: result[0])())
     """
 
 
 @pytest.fixture
 def run_in_reactor(run_program: Any) -> Any:
-    def run(source: str, kind: str = "native", threads: str = "native") -> Any:
-        start = textwrap.dedent(PROGRAM.format(kind=kind, threads=threads))
-        return run_program(start + textwrap.dedent(source) + "\nrun(main)\n")
+    def run(*parts: str, kind: str = "native", threads: str = "native") -> Any:
+        prelude = PROGRAM.format(kind=kind, threads=threads)
+        return run_program(prelude, *parts, "assert go(main) == 'done'\n")
 
     return run
 
@@ -55,7 +50,7 @@ class TestThreads:
                 assert await d != get_ident()
                 return "done"
             """,
-            kind,
+            kind=kind,
         )
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -87,8 +82,8 @@ class TestThreads:
                 except ZeroDivisionError:
                     return "done"
             """,
-            kind,
-            "green",
+            kind=kind,
+            threads="green",
         )
 
     def test_green_ones_in_flight_when_the_reactor_stops(self, run_program: Any) -> None:
@@ -183,8 +178,8 @@ class TestWSGI:
     @pytest.mark.parametrize(("threads", "n"), [("native", 50), ("green", 200)])
     def test_resource(self, kind: str, threads: str, n: int, run_in_reactor: Any) -> None:
         """On green threads all requests are inside of the application at once."""
-        source = textwrap.dedent(WSGI).format(threads=threads, n=n)
-        run_in_reactor(source, kind, threads)
+        source = WSGI.format(threads=threads, n=n)
+        run_in_reactor(source, kind=kind, threads=threads)
 
 
 DRIVER = """
@@ -236,57 +231,53 @@ class TestAdbapi:
         """Never more connections than cp_max, each with one interaction at a time, also when the
         greenlets that first opened them are gone."""
         run_in_reactor(
-            textwrap.dedent(DRIVER)
-            + textwrap.dedent(
-                """
-                from greendefer.adbapi import GreenConnectionPool
+            DRIVER,
+            """
+            from greendefer.adbapi import GreenConnectionPool
 
-                async def main():
-                    pool = GreenConnectionPool("fakedb", cp_max=7)
-                    for _ in range(3):
-                        queries = [pool.runQuery(f"select {n}") for n in range(100)]
-                        results = await gatherResults(queries)
-                        assert results == [[(f"select {n}",)] for n in range(100)]
-                        for worker in list(pool.threadpool.pool._carrier.idle):
-                            gevent.spawn(worker.throw, gevent.GreenletExit)
-                    assert Connection.opened == 7
-                    try:
-                        await pool.runQuery("fail")
-                    except RuntimeError:
-                        pass
-                    connections = list(pool.connections.values())
-                    assert sum(c.log.count("rollback") for c in connections) == 1
-                    running = pool.runQuery("select last")
-                    await greendefer.defer_to_greenlet(gevent.sleep, 0)
-                    assert pool.threadpool.workers == 1
-                    closed = pool.close()
-                    assert await running == [("select last",)]
-                    await closed
-                    assert all(c.closed for c in connections)
-                    return "done"
-                """
-            )
+            async def main():
+                pool = GreenConnectionPool("fakedb", cp_max=7)
+                for _ in range(3):
+                    queries = [pool.runQuery(f"select {n}") for n in range(100)]
+                    results = await gatherResults(queries)
+                    assert results == [[(f"select {n}",)] for n in range(100)]
+                    for worker in list(pool.threadpool.pool._carrier.idle):
+                        gevent.spawn(worker.throw, gevent.GreenletExit)
+                assert Connection.opened == 7
+                try:
+                    await pool.runQuery("fail")
+                except RuntimeError:
+                    pass
+                connections = list(pool.connections.values())
+                assert sum(c.log.count("rollback") for c in connections) == 1
+                running = pool.runQuery("select last")
+                await greendefer.defer_to_greenlet(gevent.sleep, 0)
+                assert pool.threadpool.workers == 1
+                closed = pool.close()
+                assert await running == [("select last",)]
+                await closed
+                assert all(c.closed for c in connections)
+                return "done"
+            """,
         )
 
     def test_reactor_stops(self, run_program: Any) -> None:
         run_program(
-            "import gevent"
-            + textwrap.dedent(DRIVER)
-            + textwrap.dedent(
-                """
-                import greendefer
-                greendefer.install()
-                from greendefer.adbapi import GreenConnectionPool
-                from twisted.internet import reactor
-                pool = GreenConnectionPool("fakedb", cp_max=3)
-                d = pool.runQuery("select 1")
-                seen = []
-                d.addCallback(lambda _: seen.extend(pool.connections.values()))
-                d.addCallback(lambda _: reactor.stop())
-                reactor.run()
-                assert len(seen) == 1 and seen[0].closed
-                """
-            )
+            "import gevent\n",
+            DRIVER,
+            """
+            import greendefer
+            greendefer.install()
+            from greendefer.adbapi import GreenConnectionPool
+            from twisted.internet import reactor
+            pool = GreenConnectionPool("fakedb", cp_max=3)
+            d = pool.runQuery("select 1")
+            seen = []
+            d.addCallback(lambda _: seen.extend(pool.connections.values()))
+            d.addCallback(lambda _: reactor.stop())
+            reactor.run()
+            assert len(seen) == 1 and seen[0].closed
+            """,
         )
 
 
@@ -326,7 +317,7 @@ class TestNames:
                 native_lock.release()
                 return "done"
             """,
-            kind,
+            kind=kind,
         )
 
     def test_what_endpoints_use(self, run_in_reactor: Any) -> None:
@@ -427,3 +418,34 @@ class TestNames:
                 return "done"
             """
         )
+
+
+def test_a_green_thread_pool_by_itself(
+    gate: Any, logged: list[dict[str, Any]], in_reactor: Callable[..., Any]
+) -> None:
+    pool = GreenThreadPool(1, 2)
+    pool.start()
+    results: list[Any] = []
+
+    def got(success: bool, result: Any) -> None:
+        results.append((success, result))
+        raise ValueError("of the callback")
+
+    pool.adjustPoolsize(minthreads=1)
+    assert (pool.min, pool.max) == (1, 2)
+    pool.adjustPoolsize(maxthreads=3)
+    assert (pool.min, pool.max) == (1, 3)
+    pool.callInThreadWithCallback(got, gate)
+    assert gate.entered.wait(20)
+    assert (pool.workers, len(pool.working), pool.waiters) == (1, 1, [])
+    gate.opened.set()
+    pool.callInThread(lambda: 1 // 0)
+    wait_for_deferred(pool.pool.when_idle(), 20)
+    assert results == [(True, "through")]
+    errors = [event for event in logged if event["isError"]]
+    for error in errors:
+        logged.remove(error)
+    assert {error["failure"].type for error in errors} == {ValueError, ZeroDivisionError}
+    wait_for_deferred(pool.stopped(), 20)
+    pool.callInThreadWithCallback(got, len, "")
+    assert pool.pool.stats().submitted == 2

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCHED, run_python
 from test_programs import PROCESSES
 
 KINDS = ["native", "poll", "select", "asyncio"]
@@ -210,7 +208,7 @@ class TestAsyncio:
             import asyncio, gevent, greendefer
             greendefer.install("asyncio")
             from twisted.internet import reactor
-            from twisted.internet.defer import ensureDeferred, gatherResults
+            from twisted.internet.defer import gatherResults
             seen = []
 
             def call():
@@ -232,18 +230,8 @@ class TestAsyncio:
                     got, other = await greendefer.defer_to_greenlet(own_loop, n)
                     assert got == n and other is not loop
                     assert asyncio.get_running_loop() is loop
-                reactor.stop()
 
-            def failed(f):
-                f.printTraceback()
-                reactor.stop()
-                raise SystemExit(1)
-            done = []
-            # Not callWhenRunning: that is before the loop runs, on the stock reactor too.
-            reactor.callLater(
-                0, lambda: ensureDeferred(main()).addCallbacks(done.append, failed))
-            reactor.run()
-            assert done == [None]
+            go(main)
             """
         )
 
@@ -300,7 +288,7 @@ def test_twisted_itself_is_not_patched(kind: str, run_program: Any) -> None:
         from gevent import monkey
         greendefer.install({kind!r})
         from twisted.internet import reactor, protocol, threads
-        from twisted.internet.defer import Deferred, ensureDeferred
+        from twisted.internet.defer import Deferred
         from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
         import _socket, gevent.socket
         ident = monkey.get_original("_thread", "get_ident")
@@ -342,14 +330,8 @@ def test_twisted_itself_is_not_patched(kind: str, run_program: Any) -> None:
             if monkey.is_module_patched("socket"):
                 assert await greendefer.defer_to_greenlet(
                     threads.blockingCallFromThread, reactor, ident) == ident()
-            reactor.stop()
-            return "done"
 
-        result = []
-        reactor.callLater(0, lambda: ensureDeferred(main()).addBoth(
-            lambda r: (result.append(r), r == "done" or reactor.stop())))
-        reactor.run()
-        assert result == ["done"], result
+        go(main)
         if monkey.is_module_patched("socket"):
             assert socket.socket is gevent.socket.socket
         """
@@ -419,10 +401,7 @@ GEVENTREACTOR = """
             await deferToGreenlet(gevent.sleep, 0.001)
         print("all of it")
 
-    d = defer.ensureDeferred(main())
-    d.addErrback(lambda f: f.printTraceback())
-    d.addBoth(lambda _: reactor.callWhenRunning(reactor.stop))
-    reactor.run()
+    go(main)
     """
 
 
@@ -451,13 +430,5 @@ class Tests(TestCase):
         self.assertEqual(await greendefer.defer_to_greenlet(len, "four"), 4)
 """
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "twisted.trial", f"--reactor={name}", "test_it"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python("-m", "twisted.trial", f"--reactor={name}", "test_it", cwd=tmp_path)
     assert "successes=2" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import pytest
@@ -11,21 +10,11 @@ PRELUDE = """
     import gevent, gevent.socket, greendefer, socket
     greendefer.install({kind!r})
     from twisted.internet import reactor
-    from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+    from twisted.internet.defer import Deferred, gatherResults
     from twisted.internet.task import deferLater
 
     pool = greendefer.GreenPool(10)
     call = greendefer.green_deferred(pool=pool)(lambda result=None: result)
-
-    def go(main):
-        def done(failure):
-            failures.append(failure)
-            reactor.stop()
-        failures = []
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addErrback(done))
-        reactor.run()
-        if failures:
-            failures[0].raiseException()
 """
 
 
@@ -33,28 +22,24 @@ PRELUDE = """
 def run_main(request: pytest.FixtureRequest, run_program: Any) -> Any:
 
     def run(source: str) -> Any:
-        prelude = textwrap.dedent(PRELUDE.format(kind=request.param))
-        return run_program(prelude + textwrap.dedent(source))
+        return run_program(PRELUDE.format(kind=request.param), source)
 
     return run
 
 
 def test_results_take_no_turns(run_program: Any) -> None:
     run_program(
-        textwrap.dedent(PRELUDE.format(kind="native"))
-        + textwrap.dedent(
-            """
-            async def main():
+        PRELUDE.format(kind="native"),
+        """
+        async def main():
+            await call()
+            turns = reactor.cooperative_wait.turns
+            for _ in range(1000):
                 await call()
-                turns = reactor.cooperative_wait.turns
-                for _ in range(1000):
-                    await call()
-                assert reactor.cooperative_wait.turns - turns < 500  # one in each SLICE
-                reactor.stop()
+            assert reactor.cooperative_wait.turns - turns < 500  # one in each SLICE
 
-            go(main)
-            """
-        )
+        go(main)
+        """,
     )
 
 
@@ -101,7 +86,6 @@ def test_what_a_callback_asks_of_the_reactor_happens(run_main: Any) -> None:
             reactor.removeReader(reader)
 
             await call()
-            reactor.stop()
 
         go(main)
         """
@@ -115,7 +99,6 @@ def test_one_that_calls_all_the_time_starves_no_timer(run_main: Any) -> None:
             timer = deferLater(reactor, 0.01)
             while not timer.called:
                 await call()
-            reactor.stop()
 
         go(main)
         """
@@ -135,7 +118,6 @@ def test_a_callback_that_waits_loses_nothing(run_main: Any) -> None:
             order.append("waited")
             await call()
             assert order == ["waited", "later"], order
-            reactor.stop()
 
         go(main)
         """
@@ -156,7 +138,6 @@ def test_a_callback_that_runs_the_reactor(run_main: Any) -> None:
             while not results:
                 reactor.iterate(0.001)
             await happened
-            reactor.stop()
 
         go(main)
         """
@@ -181,7 +162,6 @@ def test_results_that_come_while_the_reactor_takes_a_turn(run_main: Any) -> None
             assert sorted(order) == list(range(200)), order
             in_greenlets = [n for n in order if n % 10 != 3]
             assert in_greenlets == sorted(in_greenlets)
-            reactor.stop()
 
         go(main)
         """
@@ -218,7 +198,6 @@ def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any) -> None:
             assert await got == b"x"
             client.close()
             await port.stopListening()
-            reactor.stop()
 
         go(main)
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ PRELUDE = """
     import gevent.socket, greendefer, socket
     greendefer.install({kind!r})
     from twisted.internet import protocol, reactor
-    from twisted.internet.defer import Deferred, ensureDeferred
+    from twisted.internet.defer import Deferred
     from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
     from twisted.python import context, log
 
@@ -32,16 +31,6 @@ PRELUDE = """
         server = await factory.made
         await port.stopListening()
         return server, client
-
-    def go(main):
-        def done(failure):
-            failures.append(failure)
-            reactor.stop()
-        failures = []
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addErrback(done))
-        reactor.run()
-        if failures:
-            failures[0].raiseException()
 """
 
 
@@ -49,8 +38,7 @@ PRELUDE = """
 def run_main(request: pytest.FixtureRequest, run_program: Any) -> Any:
 
     def run(source: str) -> Any:
-        prelude = textwrap.dedent(PRELUDE.format(kind=request.param))
-        return run_program(prelude + textwrap.dedent(source))
+        return run_program(PRELUDE.format(kind=request.param), source)
 
     return run
 
@@ -93,7 +81,6 @@ def test_what_does_not_fit_waits_for_the_reader(run_main: Any) -> None:
             transport.loseConnection()
             await server.lost
             assert client.recv(10) == b"more"
-            reactor.stop()
 
         go(main)
         """
@@ -112,7 +99,6 @@ def test_any_greenlet_may_write_while_the_reactor_sleeps(run_main: Any) -> None:
                     assert client.recv(2) == b"%02d" % n
                 return "done"
             assert await greendefer.defer_to_greenlet(write) == "done"
-            reactor.stop()
 
         go(main)
         """
@@ -151,7 +137,6 @@ def test_producers_go_on_and_starve_nobody(run_main: Any) -> None:
             for server, _, _ in both:
                 server.transport.abortConnection()
                 await server.lost
-            reactor.stop()
 
         go(main)
         """
@@ -173,7 +158,6 @@ def test_a_connection_that_is_gone(run_main: Any) -> None:
             assert server.transport not in reactor.getWriters()
             server.transport.write(b"y")
             assert server.transport not in reactor.getWriters()
-            reactor.stop()
 
         go(main)
         """
@@ -193,7 +177,6 @@ def test_remove_all(run_main: Any) -> None:
             reactor.addWriter(server.transport)
             client.close()
             await server.lost
-            reactor.stop()
 
         go(main)
         """
@@ -241,7 +224,6 @@ def test_the_log_context_and_the_log(run_main: Any) -> None:
             reactor.callLater(0, later.callback, None)
             await later
             assert len(context.theContextTracker.currentContext().contexts) == 1
-            reactor.stop()
 
         go(main)
         """

@@ -6,7 +6,8 @@
     greendefer.install()
 """
 
-from .background import start_reactor
+from typing import TYPE_CHECKING
+
 from .blocking import BlockingIterator
 from .bridge import wait_for_deferred, wait_for_greenlet
 from .decorators import (
@@ -25,10 +26,8 @@ from .errors import (
     WouldDeadlock,
 )
 from .iterators import GreenIterator
-from .policy import PoolStats, Timeouts
+from .policy import Timeouts
 from .pool import ExecutorPool, GreenPool, NativeThreadPool
-from .protocols import in_order
-from .proxy import green_proxy
 from .reactor import install
 
 __version__ = "0.1.0.dev0"
@@ -59,3 +58,29 @@ __all__ = [
     "wait_for_greenlet",
     "with_options",
 ]
+
+# What not every program needs is imported when it is asked for (PEP 562).
+if TYPE_CHECKING:
+    from .background import start_reactor
+    from .protocols import in_order
+    from .proxy import green_proxy
+    from .stats import PoolStats
+else:
+    _LATER = {
+        "PoolStats": "stats",
+        "green_proxy": "proxy",
+        "in_order": "protocols",
+        "start_reactor": "background",
+    }
+
+    def __getattr__(name):
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

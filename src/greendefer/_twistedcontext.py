@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gevent.local import local
 from twisted.python import context
 
 
@@ -14,6 +13,8 @@ def make_greenlet_local() -> None:
     Twisted keeps the stack of contexts in a ``threading.local``. All greenlets of a thread share
     that unless gevent's patch was there first, and pop each other's entries.
     """
+    from gevent.local import local
+
     tracker: Any = context.theContextTracker
     storage = getattr(tracker, "storage", None)
     if storage is None or isinstance(storage, local):

@@ -10,26 +10,32 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ContextDecorator
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from . import instrumentation
 from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly, is_deferred
 from .carriers import Carrier
 from .deadlines import Deadline
 from .errors import GreendeferError, PoolFull, shown
 from .home import Home, home_here, home_if_any
-from .instrumentation import Sighting
 from .lending import slot_is_back, wait_begins
-from .policy import OnCancel, PoolStats, Timeouts, check_count, check_seconds
+from .policy import OnCancel, Timeouts, check_count, check_seconds
+
+if TYPE_CHECKING:
+    from .instrumentation import Sighting
+    from .stats import PoolStats
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Around = Callable[[], AbstractContextManager[object]]
 """Makes what a pool has around each call: see :class:`Pool`."""
+
+sight: Callable[[Call], Sighting] | None = None
+"""What tells the hooks of each call, while there are any: :mod:`greendefer.instrumentation` sets
+it."""
 
 
 class Pool:
@@ -130,6 +136,8 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """How the pool stands now."""
+        from .stats import PoolStats
+
         return PoolStats(
             size=self._size,
             submitted=self._submitted,
@@ -191,6 +199,32 @@ class Pool:
             self._finish(call)
             home.deliver(call.fire, CLOSED)
 
+    def forked(self) -> None:
+        """This is a child process: what its parent's threads run is lost to it. What waits in the
+        queue was not begun, and has its turn."""
+        if not self._carrier.outlives_fork:
+            lost = list(self._active)
+            self._carrier = self._make_carrier(self.home)
+            # After the results that were on their way.
+            self.home.deliver(self._lose, lost)
+
+    def _lose(self, calls: list[Call]) -> None:
+        for call in calls:
+            if call.outcome is None:
+                self._give_up(call, "failed", "abandon")
+                call.fire(
+                    Failure(
+                        GreendeferError(
+                            f"{call.name} ran in a thread or a process when this process was "
+                            "forked from another: it runs on for that one only. Fork first."
+                        )
+                    )
+                )
+            if call.state != ENDED:
+                if call.lender is None:
+                    self._lingering -= 1
+                self._finish(call)
+
     def reactor_stopped(self) -> None:
         """Nothing can be delivered any more: let go of threads that wait for calls."""
         self._carrier.stop()
@@ -234,8 +268,8 @@ class Pool:
             home = self._bind()
         timeouts = call._timeouts
         self._submitted += 1
-        if instrumentation._hooks:
-            call.seen = Sighting(call, instrumentation._hooks)
+        if sight is not None:
+            call.seen = sight(call)
         if self._closed:
             self._reject(call, call.closed_error())
             return call

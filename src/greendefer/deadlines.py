@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from .carriers.native import IDLE_SECONDS, SimpleQueue, allocate_lock, start_thread
-from .reactor.wait import SLICE
+from .reactor.wait import SLICE, for_timer
 
 _LONGEST = 86400.0
 
@@ -28,6 +28,9 @@ class Timer(Protocol):
     def stop(self) -> None:
         """Forget it."""
 
+    def forked(self) -> None:
+        """This is a child process."""
+
 
 class HubTimer:
     """A timer of the hub that the reactor runs on. libev's are monotonic."""
@@ -43,13 +46,18 @@ class HubTimer:
         self.stop()
         delay = min(max(0.0, when - monotonic()), _LONGEST)
         # ref=False: a timeout alone keeps no program alive.
-        self._timer = self._loop.timer(delay, ref=False, priority=self._loop.MAXPRI)
+        self._timer = self._loop.timer(
+            for_timer(self._loop, delay), ref=False, priority=self._loop.MAXPRI
+        )
         self._timer.start(self._call_soon, f, update=True)
 
     def stop(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.close()
+
+    def forked(self) -> None:
+        pass  # the child has the hub
 
 
 class ThreadTimer:
@@ -89,6 +97,14 @@ class ThreadTimer:
     def stop(self) -> None:
         with self._lock:
             self._when = None
+
+    def forked(self) -> None:
+        self._lock = allocate_lock()  # the thread, which is the parent's alone, may have had it
+        self._wake = SimpleQueue()
+        self._runs = False
+        when, self._when = self._when, None
+        if when is not None:
+            self.start(when, self._f)
 
     def _expire_or_restart(self) -> None:
         with self._lock:

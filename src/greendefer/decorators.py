@@ -13,9 +13,10 @@ from twisted.internet.defer import Deferred
 from .blocking import BlockingIterator, as_blocking
 from .bridge import call_and_wait
 from .errors import shown
-from .iterators import GreenIterator, Stream
+from .iterators import GreenIterator
 from .policy import OnCancel, Timeouts, check_count, check_seconds
 from .pool import default_pool
+from .stream import Stream
 from .wrapping import (
     Behaviour,
     OnAPool,

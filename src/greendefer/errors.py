@@ -1,4 +1,4 @@
-"""Every error that greendefer itself raises or puts into a Deferred."""
+"""greendefer's own errors, and how their messages show values."""
 
 from __future__ import annotations
 

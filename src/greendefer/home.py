@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from os import getpid
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -50,20 +52,41 @@ class Home:
     def __init__(self, reactor: Any, timer: Timer) -> None:
         self.reactor = reactor
         self.call_soon: Callable[..., object] = reactor.callFromThread
+        self._timer = timer
         self.deadlines: Deadlines = Deadlines(timer)
         self.pools: WeakSet[Pool] = WeakSet()
         self._thread: int = get_thread_ident()
         self._outbox: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._posted = False
+        self._process = getpid()
         self.stopped: bool = has_stopped(reactor)
         self.waits: set[Any] = set()
         Shutdown(self)
+        # It may yet be run in another process, or thread, than the one that made its first call.
+        reactor.callWhenRunning(self._runs_here)
+
+    def _runs_here(self) -> None:
+        self.renew_if_forked()
 
     def is_here(self) -> bool:
         """Is this still the installed reactor, and this its thread?"""
         return _modules.get("twisted.internet.reactor") is self.reactor and (
             get_thread_ident() == self._thread
         )
+
+    def forked(self) -> None:
+        """This is a child process. Most children execute another program at once; those that do
+        not look again who is here, before their first call."""
+        self._thread = -1
+
+    def renew_if_forked(self) -> None:
+        """Let go of the parent's threads, if this is a child process."""
+        if self._process != getpid():
+            self._process = getpid()
+            self._thread = get_thread_ident()
+            self._timer.forked()
+            for pool in list(self.pools):
+                pool.forked()
 
     def green_carrier(self) -> Carrier:
         """What runs the calls of a :class:`GreenPool` here."""
@@ -173,11 +196,15 @@ class ForeignHome(Home):
     def __init__(self, reactor: Any) -> None:
         super().__init__(reactor, ThreadTimer(reactor.callFromThread, reactor.callLater))
         self._helper: HelperHub | None = None
-        # It may yet be run in another thread than the one that made its first call.
-        reactor.callWhenRunning(self._runs_here)
 
     def _runs_here(self) -> None:
+        super()._runs_here()
         self._thread = get_thread_ident()
+
+    def renew_if_forked(self) -> None:
+        if self._process != getpid():
+            self._helper = None
+        super().renew_if_forked()
 
     def green_carrier(self) -> Carrier:
         if not monkey.is_module_patched("socket"):
@@ -200,6 +227,15 @@ class ForeignHome(Home):
         super().reactor_stopped()
         if self._helper is not None:
             self._helper.stop()
+
+
+def _forked() -> None:
+    if _home is not None:
+        _home.forked()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows alone has none
+    os.register_at_fork(after_in_child=_forked)
 
 
 def installed_reactor() -> Any:
@@ -265,8 +301,9 @@ def home_here() -> Home:
     if wait is None:
         if home is None or home.reactor is not reactor:
             _home = home = ForeignHome(reactor)
-    else:
+    elif not isinstance(home, GreenHome) or home.reactor is not reactor or home.hub is not wait.hub:
         _home = home = GreenHome(reactor, wait)
+    home.renew_if_forked()
     return home
 
 

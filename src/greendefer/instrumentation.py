@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.logger import Logger
 
+from . import admission
 from .errors import shown
 from .holdups import warn_of_holdups as warn_of_holdups
 
@@ -66,7 +67,7 @@ _hooks: tuple[Hook, ...] = ()
 
 def set_hooks(hooks: Iterable[Hook]) -> None:
     """Have these told of calls made from now on, and no others. Without any, a call pays
-    one look at an empty tuple.
+    one look at a name.
 
     :raises TypeError: `hooks` can't be iterated over, or one lacks a method of :class:`Hook`.
     """
@@ -82,11 +83,16 @@ def set_hooks(hooks: Iterable[Hook]) -> None:
                 f"{', '.join(_EVENTS)}"
             )
     _hooks = checked
+    admission.sight = _sight if checked else None
 
 
 def get_hooks() -> tuple[Hook, ...]:
     """Those that are told now."""
     return _hooks
+
+
+def _sight(call: Call) -> Sighting:
+    return Sighting(call, _hooks)
 
 
 class Sighting:

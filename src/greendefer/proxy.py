@@ -17,10 +17,11 @@ from twisted.logger import Logger
 
 from .admission import Pool
 from .errors import shown
-from .iterators import GreenIterator, Stream
+from .iterators import GreenIterator
 from .policy import Timeouts
 from .pool import PoolWorker
 from .proxycalls import Block, MethodOptions, ProxyCall, block_around, block_begins, block_ends
+from .stream import Stream
 from .wrapping import Behaviour, Decorated, PoolChoice, behaviour_of, is_async
 
 _log = Logger(namespace="greendefer")

@@ -18,10 +18,12 @@ from .admission import Pool
 from .call import Call
 from .errors import GreendeferError, PoolClosed, shown
 from .home import Home, home_here
-from .iterators import GreenIterator, close_one, take_worker
+from .iterators import GreenIterator
 from .lending import lend_along
 from .policy import OnCancel, Timeouts, check_count
 from .pool import PoolWorker
+from .steps import close_one
+from .stream import take_worker
 from .wrapping import PoolChoice, ReturnsDeferred
 
 _log = Logger(namespace="greendefer")

@@ -147,6 +147,9 @@ class _ClockTimer:
             self._call.cancel()
         self._call = None
 
+    def forked(self) -> None:
+        pass  # the clock is the child's, too
+
 
 class _TestHome(Home):
     """Everything is here, and now."""
@@ -191,6 +194,7 @@ def _run(call: Call) -> Any:
 class _Inline:
     kind = "the caller's stack"
     can_kill = True
+    outlives_fork = True
     can_nest = True
 
     def __init__(self, home: _TestHome) -> None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATCHED
+from programs import PATCHED, run_python
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it counts what is left in /proc")
 def test_every_call_is_accounted_for_and_nothing_is_left() -> None:
     chaos = Path(__file__).with_name("chaos.py")
-    done = subprocess.run(
-        [sys.executable, str(chaos), "3000", *(["patched"] if PATCHED else [])],
-        capture_output=True,
-        text=True,
-        timeout=58,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    patched = ["patched"] if PATCHED else []
+    done = run_python(chaos, "3000", *patched)
     assert not done.stderr
     report = json.loads(done.stdout)
     assert report["wrong"] == []

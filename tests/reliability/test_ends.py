@@ -3,70 +3,51 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHED
+from programs import PATCH, PATCHED, gunicorn, run_python, run_twistd
 
 from . import ends
 
-TAC = """
-{patch}
-import os, signal, gevent
-import greendefer
+# 1,000 calls of which 500 begin, and block until they are killed.
+IN_FLIGHT = """
+import os, signal, sys, gevent, greendefer
 from greendefer.shutdown import set_shutdown_grace
-from twisted.application import service
-from twisted.internet import reactor
 
 set_shutdown_grace(running=0.1, ending=20)
 pool = greendefer.GreenPool(500)
-fired = []
-begun = []
-ended = []
+counts = dict.fromkeys(("begun", "fired", "ended"), 0)
 
 def block():
-    begun.append(1)
-    if len(begun) == 500:
-        os.kill(os.getpid(), signal.{signal})
+    counts["begun"] += 1
     try:
         gevent.sleep(3600)
     finally:
         gevent.sleep(0.01)
-        ended.append(1)
+        counts["ended"] += 1
 
-class Calls(service.Service):
-    def startService(self):
-        for _ in range(1000):
-            pool.submit(block).addErrback(lambda f: fired.append(f.type))
-    def stopService(self):
-        # A service may call while it stops, for longer than the grace of those before.
-        return greendefer.defer_to_greenlet(gevent.sleep, 0.3).addBoth(fired.append)
+def fired(failure):
+    failure.trap(greendefer.PoolClosed)
+    counts["fired"] += 1
 
-def report():
-    print("fired", fired.count(greendefer.PoolClosed), fired.count(None), "ended", len(ended))
+def submit():
+    for _ in range(1000):
+        pool.submit(block).addErrback(fired)
 
-application = service.Application("calls")
-Calls().setServiceParent(application)
-reactor.addSystemEventTrigger("after", "shutdown", report)
+def until_they_block():
+    while counts["begun"] < 500:
+        gevent.sleep(0)
+
 """
 
 
 def run_ends(kind: str, carrier: str, how: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, ends.__file__, kind, carrier, how, *(["patched"] if PATCHED else [])],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    patched = ["patched"] if PATCHED else []
+    done = run_python(ends.__file__, kind, carrier, how, *patched)
     assert not done.stderr, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return report
@@ -89,22 +70,39 @@ def test_a_thousand_calls_in_flight(kind: str, carrier: str, how: str) -> None:
         assert report["begun"] == report["ended"] > 0
 
 
+TAC = """
+from twisted.application import service
+from twisted.internet import reactor
+
+slept = []
+
+def end():
+    until_they_block()
+    os.kill(os.getpid(), signal.{signal})
+
+class Calls(service.Service):
+    def startService(self):
+        submit()
+        gevent.spawn(end)
+    def stopService(self):
+        # A service may call while it stops, for longer than the grace of those before.
+        return greendefer.defer_to_greenlet(gevent.sleep, 0.3).addCallback(slept.append)
+
+def report():
+    print("fired", counts["fired"], len(slept), "ended", counts["ended"])
+
+application = service.Application("calls")
+Calls().setServiceParent(application)
+reactor.addSystemEventTrigger("after", "shutdown", report)
+"""
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 def test_under_twistd(how: str, tmp_path: Path) -> None:
     """It exits with the signal that stopped it, and services may make calls as they stop."""
-    patch = "from gevent import monkey; monkey.patch_all()" if PATCHED else ""
-    (tmp_path / "calls.tac").write_text(TAC.format(patch=patch, signal=how))
-    twistd = [str(Path(sys.executable).with_name("twistd")), "--reactor=gevent"]
-    if PATCHED:
-        twistd = [sys.executable, "-m", "gevent.monkey", *twistd]
-    done = subprocess.run(
-        [*twistd, "--nodaemon", "--python=calls.tac", "--logfile=log"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    (tmp_path / "calls.tac").write_text(PATCH + IN_FLIGHT + TAC.format(signal=how))
+    options = ("--reactor=gevent", "--nodaemon", "--python=calls.tac")
+    done = run_twistd(tmp_path, *options, check=False)
     log = (tmp_path / "log").read_text()
     assert "fired 1000 1 ended 500" in log, log + done.stderr
     assert done.returncode == -getattr(signal, how)
@@ -112,42 +110,15 @@ def test_under_twistd(how: str, tmp_path: Path) -> None:
 
 
 WSGI = """
-import os
-import gevent
-import greendefer
-from greendefer.shutdown import set_shutdown_grace
-
-set_shutdown_grace(running=0.1, ending=20)
-pool = greendefer.GreenPool(500)
-counts = {"fired": 0, "begun": 0, "ended": 0}
-
-def block():
-    counts["begun"] += 1
-    try:
-        gevent.sleep(3600)
-    finally:
-        gevent.sleep(0.01)
-        counts["ended"] += 1
-
-def fired(failure):
-    failure.trap(greendefer.PoolClosed)
-    counts["fired"] += 1
-
 def report():
     with open("report", "w") as f:
         print(counts, file=f)
 
-@greendefer.blocking_from_greenlet
-def begin():
-    for _ in range(1000):
-        pool.submit(block).addErrback(fired)
-
 def app(environ, start_response):
     reactor = greendefer.start_reactor()
     reactor.addSystemEventTrigger("after", "shutdown", report)
-    begin()
-    while counts["begun"] < 500:
-        gevent.sleep(0)
+    greendefer.blocking_from_greenlet(submit)()
+    until_they_block()
     start_response("200 OK", [])
     return [b"begun"]
 """
@@ -155,52 +126,15 @@ def app(environ, start_response):
 
 def test_in_a_gunicorn_worker(tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
-    (tmp_path / "app.py").write_text(WSGI)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "--no-control-socket",
-                "--bind", f"fd://{listening.fileno()}", "app:app",
-            ],
-            pass_fds=[listening.fileno()],
-            cwd=tmp_path,
-            env=dict(os.environ),
-        )  # fmt: skip
-    try:
+    (tmp_path / "app.py").write_text(IN_FLIGHT + WSGI)
+    with gunicorn(tmp_path, "app:app") as (process, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             with connection.makefile("rb") as reply:
                 assert reply.read().endswith(b"begun")
         process.terminate()
         assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert (tmp_path / "report").read_text() == "{'fired': 1000, 'begun': 500, 'ended': 500}\n"
-
-
-IN_FLIGHT = """
-    import sys, gevent, greendefer
-    from greendefer.shutdown import set_shutdown_grace
-    set_shutdown_grace(running=0.1, ending=20)
-    counts = dict.fromkeys(("begun", "fired", "ended"), 0)
-    pool = greendefer.GreenPool(500)
-    def block():
-        counts["begun"] += 1
-        try:
-            gevent.sleep(3600)
-        finally:
-            gevent.sleep(0.01)
-            counts["ended"] += 1
-    def fired(failure):
-        counts["fired"] += failure.check(greendefer.PoolClosed) is not None
-    def begin():
-        for _ in range(1000):
-            pool.submit(block).addErrback(fired)
-        while counts["begun"] < 500:
-            gevent.sleep(0)
-    """
+    assert (tmp_path / "report").read_text() == "{'begun': 500, 'fired': 1000, 'ended': 500}\n"
 
 
 class TestWithoutStop:
@@ -212,15 +146,14 @@ class TestWithoutStop:
     def test_start_reactor(self, end: str, code: int, run_program: Any) -> None:
         """It stops the reactor itself: with the grace."""
         done = run_program(
-            textwrap.dedent(IN_FLIGHT)
-            + textwrap.dedent(
-                f"""
-                reactor = greendefer.start_reactor()
-                reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
-                begin()
-                {end}
-                """
-            ),
+            IN_FLIGHT,
+            f"""
+            reactor = greendefer.start_reactor()
+            reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+            submit()
+            until_they_block()
+            {end}
+            """,
             check=False,
         )
         assert done.returncode == code, done.stderr
@@ -231,20 +164,19 @@ class TestWithoutStop:
     def test_a_greenlet_of_ones_own(self, end: str, code: int, run_program: Any) -> None:
         """Python drops all greenlets as it always does. It neither hangs nor complains."""
         done = run_program(
-            textwrap.dedent(IN_FLIGHT)
-            + textwrap.dedent(
-                f"""
-                greendefer.install()
-                from twisted.internet import reactor
-                threads = greendefer.NativeThreadPool(2)
-                gevent.spawn(reactor.run, installSignalHandlers=False)
-                gevent.sleep(0)
-                assert greendefer.wait_for_deferred(threads.submit(len, "four")) == 4
-                threads.submit(__import__("gevent.monkey").monkey.get_original("time", "sleep"), 99)
-                begin()
-                {end}
-                """
-            ),
+            IN_FLIGHT,
+            f"""
+            greendefer.install()
+            from twisted.internet import reactor
+            threads = greendefer.NativeThreadPool(2)
+            gevent.spawn(reactor.run, installSignalHandlers=False)
+            gevent.sleep(0)
+            assert greendefer.wait_for_deferred(threads.submit(len, "four")) == 4
+            threads.submit(__import__("gevent.monkey").monkey.get_original("time", "sleep"), 99)
+            submit()
+            until_they_block()
+            {end}
+            """,
             check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATCHED
+from programs import PATCHED, run_python
 
 BOUND = 250
 """Milliseconds, of our own making: what docs/reliability.md promises."""
@@ -20,14 +18,8 @@ BOUND = 250
 )
 def test_both_sides_are_in_time(kind: str, load: str) -> None:
     program = Path(__file__).with_name("fairness.py")
-    done = subprocess.run(
-        [sys.executable, str(program), kind, load, *(["patched"] if PATCHED else [])],
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    patched = ["patched"] if PATCHED else []
+    done = run_python(program, kind, load, *patched)
     report = json.loads(done.stdout)
     assert min(report["ticks"]) > 5, report
     assert report["reactor"] < BOUND, report

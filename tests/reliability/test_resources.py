@@ -8,7 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
-from conftest import PATCHED
+from programs import PATCHED
 
 from greendefer import GreenPool, NativeThreadPool, wait_for_deferred
 from greendefer.carriers import native
@@ -17,7 +17,7 @@ LIMITED = """
     import errno, os, resource, socket, gevent, gevent.socket, greendefer
     greendefer.install({kind!r})
     from twisted.internet import reactor, protocol
-    from twisted.internet.defer import ensureDeferred, gatherResults
+    from twisted.internet.defer import gatherResults
     from twisted.internet.endpoints import TCP4ClientEndpoint
 
     class Echo(protocol.Protocol):
@@ -26,7 +26,6 @@ LIMITED = """
 
     port = reactor.listenTCP(
         0, protocol.Factory.forProtocol(Echo), interface="127.0.0.1").getHost().port
-    got = []
 
     def echo(connection):
         connection.sendall(b"x")
@@ -44,24 +43,13 @@ LIMITED = """
             return await d
         except Exception as e:
             return e
-
-    def end(result):
-        got.append(result)
-        reactor.stop()
-
-    def run(main):
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(end))
-        reactor.run()
-        assert got == ["done"], got[0].getTraceback()
-    """
+"""
 
 
 @pytest.fixture
 def run_limited(run_program: Any) -> Any:
-    import textwrap
-
     def run(source: str, kind: str = "native") -> Any:
-        return run_program(textwrap.dedent(LIMITED.format(kind=kind)) + textwrap.dedent(source))
+        return run_program(LIMITED.format(kind=kind), source)
 
     return run
 
@@ -93,8 +81,7 @@ def test_no_descriptors_left(kind: str, run_limited: Any) -> None:
                 os.close(hog)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             assert await greendefer.defer_to_greenlet(one_more) == b"x"
-            return "done"
-        run(main)
+        go(main)
         """,
         kind,
     )
@@ -138,8 +125,7 @@ def test_no_memory_for_a_fork(side: str, run_limited: Any) -> None:
             assert isinstance(e, OSError) and e.errno == errno.ENOMEM, e
             results = [greendefer.defer_to_greenlet(child) for _ in range(5)]
             assert await gatherResults(results) == [0] * 5
-            return "done"
-        run(main)
+        go(main)
         """
     )
 
@@ -176,8 +162,7 @@ def test_a_full_disk_under_the_log(run_limited: Any) -> None:
             gc.collect()
             stats = pool.stats()
             assert (stats.completed, stats.failed, stats.cancelled) == (2, 2, 1), stats
-            return "done"
-        run(main)
+        go(main)
         """
     )
 
@@ -228,7 +213,6 @@ class TestThreadsThatCannotStart:
             import greendefer
             from greendefer.carriers import native
             from twisted.internet import reactor
-            from twisted.internet.defer import ensureDeferred
 
             def refuse(*args, **kwargs):
                 raise RuntimeError("can't start new thread")
@@ -249,12 +233,7 @@ class TestThreadsThatCannotStart:
                 assert s.running == s.lingering == s.queued == 0, s
                 got = await greendefer.green_deferred(pool=pool, timeout=5)(len)("four")
                 assert got == 4
-                return "done"
-            got = []
-            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
-                lambda r: (got.append(r), reactor.stop())))
-            reactor.run()
-            assert got == ["done"], got[0].getTraceback()
+            go(main)
             """
         )
 
@@ -352,7 +331,7 @@ def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
         import gevent, greendefer
         greendefer.install()
         from twisted.internet import reactor
-        from twisted.internet.defer import Deferred, ensureDeferred
+        from twisted.internet.defer import Deferred
         greens, threads = greendefer.GreenPool(5), greendefer.NativeThreadPool(2)
 
         def wait():
@@ -378,18 +357,13 @@ def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
             event.set()
             assert await long is None
             await grace.close(grace=0.01)
-            return "done"
-        got = []
-        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
-            lambda r: (got.append(r), reactor.stop())))
-        reactor.run()
-        assert got == ["done"], got[0].getTraceback()
+        go(main)
         """
     )
 
 
 def test_our_clock_is_monotonic() -> None:
-    from greendefer import bridge, crossing, deadlines, holdups, home, iterators
+    from greendefer import bridge, crossing, deadlines, holdups, home, steps, stream
 
-    for module in bridge, crossing, deadlines, home, holdups, iterators:
+    for module in bridge, crossing, deadlines, home, holdups, steps, stream:
         assert module.monotonic is time.monotonic  # type: ignore[attr-defined]

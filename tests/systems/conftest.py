@@ -20,8 +20,8 @@ from typing import Any
 
 import gevent
 import pytest
-from conftest import PATCHED
 from gevent.event import Event
+from programs import PATCHED
 from servers import MariaDB, PostgreSQL, Redis
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall

@@ -6,9 +6,6 @@ of its own.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +13,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
+from programs import joined, run_python
 from servers import PostgreSQL
 from twisted.internet.defer import CancelledError, Deferred
 
@@ -467,14 +465,7 @@ def test_what_the_program_has_around_its_calls_is_left_alone() -> None:
         django.setup()
         assert default_pool.around is nullcontext
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python("-c", joined(source))
 
 
 def test_unpatched_it_is_refused() -> None:
@@ -492,12 +483,6 @@ def test_unpatched_it_is_refused() -> None:
         d.addBoth(lambda _: reactor.stop())
         reactor.run()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-c", joined(source), check=False)
     assert "all greenlets are one thread to it" in done.stdout, done.stderr
     assert "not refused" not in done.stdout

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
+from programs import run_python
 
 DATABASES = '{"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}'
 PROGRAMS = {
@@ -65,9 +64,7 @@ def test_a_driver(module: str, program: str, finding: str) -> None:
         pytest.importorskip("psycogreen")
     source = "from gevent import monkey; monkey.patch_all()\n" + program
     source += "\nimport greendefer.doctor\nprint(greendefer.doctor.report())"
-    done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_python("-c", source, check=False)
     assert finding in done.stdout, done.stdout + done.stderr
 
 
@@ -97,8 +94,7 @@ def test_unpatched(module: str, of_this_environment: list[str]) -> None:
 @pytest.fixture(scope="module")
 def of_this_environment() -> list[str]:
     """What ``python -m greendefer.doctor`` prints."""
-    command = [sys.executable, "-m", "greendefer.doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_python("-m", "greendefer.doctor", check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     return done.stdout.splitlines()
 
@@ -107,13 +103,7 @@ def of_this_environment() -> list[str]:
 def test_psycopg_that_was_imported_too_early() -> None:
     source = "import psycopg\nfrom gevent import monkey; monkey.patch_all()\n"
     source += "import greendefer.doctor\nprint(greendefer.doctor.report())"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", source],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-W", "ignore", "-c", source, check=False)
     assert "BLOCKS  psycopg " in done.stdout, done.stdout + done.stderr
 
 
@@ -130,9 +120,7 @@ def test_databases_of_django_whose_drivers_give_way() -> None:
     source += "from django.conf import settings\n"
     source += f"settings.configure(DATABASES={databases})\n"
     source += "import greendefer.doctor\nprint(greendefer.doctor.report())"
-    done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_python("-c", source)
     said = [line for line in done.stdout.splitlines() if "DATABASES" in line]
     assert len(said) == 1, done.stdout + done.stderr
     assert "DATABASES['sqlite3']" in said[0]

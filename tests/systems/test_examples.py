@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from programs import EXAMPLES, run_python
 from servers import PostgreSQL
 
 from .conftest import needs
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-
 
 def run(example: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(EXAMPLES / example)],
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_python("-W", "ignore", EXAMPLES / example).stdout
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 
 import gevent
 import pytest
-from conftest import PATCHED
 from gevent import monkey
+from programs import PATCHED
 from servers import MariaDB, PostgreSQL, Redis
 from twisted.internet.defer import Deferred
 

@@ -119,4 +119,4 @@ def test_django_in_greenlets(kind: str, mariadb: MariaDB, run_program: Any) -> N
     needs("django")
     with connect(mariadb.port) as control:
         query(control, f"CREATE TABLE test.ledger_{kind} (n INT) ENGINE=InnoDB")
-    assert run_program(DJANGO, str(mariadb.port), kind).stdout == "done\n"
+    assert run_program(DJANGO, args=[str(mariadb.port), kind]).stdout == "done\n"

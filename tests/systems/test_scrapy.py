@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
+from programs import run_python
 
 from .conftest import needs
 
@@ -98,13 +97,6 @@ def site() -> Iterator[Site]:
 def test_the_crawl_goes_on_while_all_items_are_being_stored(site: Site, tmp_path: Path) -> None:
     program = tmp_path / "program.py"  # Scrapy reads the source of callbacks
     program.write_text(textwrap.dedent(PROGRAM))
-    done = subprocess.run(
-        [sys.executable, str(program), site.url],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(program, site.url)
     assert done.stdout == f'[{PAGES + 1}, null, "finished"]\n', done.stderr
     assert site.gate.is_set()

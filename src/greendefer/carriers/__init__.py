@@ -22,6 +22,8 @@ class Carrier(Protocol):
     """Can a running call be ended from outside?"""
     can_nest: bool
     """Can a call run while another one waits for it in the same slot?"""
+    outlives_fork: bool
+    """Do calls go on in a child process that is forked meanwhile?"""
 
     def start(self, call: Call) -> None:
         """Have the call run soon, in the order of these requests."""
@@ -30,7 +32,7 @@ class Carrier(Protocol):
         """Take back a call that was started; ``False`` if it runs already."""
 
     def kill(self, call: Call) -> None:
-        """End a running call, which may take its time or refuse. Nothing, if it can't be."""
+        """End a running call, which may take its time or refuse. Only where `can_kill`."""
 
     def pinned(self) -> PinnedCarrier:
         """One of its workers, to be kept for several calls.
@@ -42,6 +44,36 @@ class Carrier(Protocol):
         """The reactor has stopped: let go of what was kept for later calls."""
 
 
+class Job(Protocol):
+    """What a kept worker runs: a call, or something that is less.
+
+    :ivar call: the call that others see while it runs.
+    :ivar is_leaving: must it not be killed any more?
+    :ivar carried_by: whatever its carrier needs to find it again while it runs.
+    """
+
+    carried_by: Any
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def call(self) -> Call: ...
+    @property
+    def is_leaving(self) -> bool: ...
+
+    def begin(self) -> bool:
+        """It starts to run now; ``False``, if it was withdrawn."""
+
+    def run(self) -> Any:
+        """Run it. On the worker."""
+
+    def end(self, result: Any) -> None:
+        """It has ended, with a value or a Failure."""
+
+    def closed_error(self) -> Exception:
+        """What it fails with when its worker is killed."""
+
+
 class PinnedCarrier(Carrier, Protocol):
     """One worker, kept for calls that must all run on the same one.
 
@@ -49,24 +81,34 @@ class PinnedCarrier(Carrier, Protocol):
     ends it when it has run what was started.
     """
 
+    def start(self, call: Job) -> None:
+        """Have it run soon, in the order of these requests."""
+
+    def kill(self, call: Job) -> None:
+        """End it while it runs."""
+
     def serve(self) -> None:
         """Run calls as they come, on the worker, until ``stop()``."""
 
 
 class Errand:
-    """A call on its way to another thread, and its results on their way back.
+    """A job on its way to another thread, and its results on their way back.
 
     It can be taken once: by the thread that runs it, or by the reactor's, which withdraws it.
     """
 
-    __slots__ = ("_takers", "call", "carried_by", "home")
+    __slots__ = ("_takers", "carried_by", "home", "job")
 
-    def __init__(self, home: Home, call: Call) -> None:
+    def __init__(self, home: Home, job: Job) -> None:
         self.home: Home = home
-        self.call: Call = call
+        self.job: Job = job
         self.carried_by: Any = None
-        call.carried_by = self
+        job.carried_by = self
         self._takers = [True]
+
+    @property
+    def call(self) -> Call:
+        return self.job.call
 
     def claim(self) -> bool:
         """Take it, if nobody did. ``list.pop`` is atomic."""
@@ -77,14 +119,14 @@ class Errand:
 
     @property
     def name(self) -> str:
-        return self.call.name
+        return self.job.name
 
     @property
     def is_leaving(self) -> bool:
-        return self.call.is_leaving
+        return self.job.is_leaving
 
     def closed_error(self) -> Exception:
-        return self.call.closed_error()
+        return self.job.closed_error()
 
     # What the thread that takes it calls; the call hears of it in the reactor's.
 
@@ -97,16 +139,16 @@ class Errand:
     def begun(self) -> None:
         """It was taken, and runs now."""
         if self.home.is_here():  # as in a "thread" of a patched executor, which is a greenlet
-            self.call.begin()
+            self.job.begin()
         else:
-            self.home.deliver(_begin, self.call)
+            self.home.deliver(_begin, self.job)
 
     def run(self) -> Any:
-        return self.call.run()
+        return self.job.run()
 
     def end(self, result: Any) -> None:
-        self.home.deliver(self.call.end, result)
+        self.home.deliver(self.job.end, result)
 
 
-def _begin(call: Call) -> None:
-    call.begin()
+def _begin(job: Job) -> None:
+    job.begin()

@@ -43,6 +43,7 @@ class ExecutorCarrier:
 
     can_kill = False
     can_nest = False
+    outlives_fork = False
 
     def __init__(self, home: Home, executor: Executor | Callable[[], Executor]) -> None:
         self._home = home

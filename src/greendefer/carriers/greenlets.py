@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..call import Call
-    from . import Errand
+    from . import Job
 
 _log = Logger(namespace="greendefer")
 
@@ -44,7 +44,7 @@ class Place(Protocol):
 class Kill(GreenletExit):
     """What a killed call gets: gevent's own GreenletExit, with the call that is meant."""
 
-    def __init__(self, call: Call | Errand) -> None:
+    def __init__(self, call: Job) -> None:
         super().__init__()
         self.call = call
 
@@ -57,14 +57,14 @@ class Worker(greenlet):
     :ivar retired: it ends when its call has ended.
     """
 
-    killed: Call | Errand | None = None
-    kill_next: Call | Errand | None = None
+    killed: Job | None = None
+    kill_next: Job | None = None
     kill_watch: weakref.ref[Kill] | None = None
     retired: bool = False
 
     def __init__(self, carrier: GreenletCarrier) -> None:
         super().__init__(parent=carrier.hub)
-        self.calls: list[Call | Errand] = []
+        self.calls: list[Job] = []
         self._carrier = carrier
         carrier.workers += 1
 
@@ -88,7 +88,7 @@ class Worker(greenlet):
         finally:
             carrier.workers -= 1
 
-    def execute(self, call: Call | Errand) -> None:
+    def execute(self, call: Job) -> None:
         """Run one call to its end, if nobody has withdrawn it.
 
         :raises Kill: one that was meant for the call that this one runs inside of.
@@ -121,7 +121,7 @@ class Worker(greenlet):
             # A Failure has a traceback, which has this frame: no cycle, please.
             del result, stray
 
-    def kill_of(self, call: Call | Errand) -> Kill:
+    def kill_of(self, call: Job) -> Kill:
         """What is to be raised in this worker, now, to end `call`."""
         self.retired = True  # somebody may yet switch to it for what the call was waiting for
         self.killed = call
@@ -137,17 +137,17 @@ class Worker(greenlet):
         self.kill_watch = weakref.ref(kill, gone)
         return kill
 
-    def log_swallowed(self, call: Call | Errand) -> None:
+    def log_swallowed(self, call: Job) -> None:
         """Say once that `call`, or what runs inside of it, goes on although it was killed."""
         if self.killed is call:
             self.killed = None
-            guilty = (self.calls[-1] if self.calls else call).call
+            guilty = self.calls[-1] if self.calls else call
             _log.warn(
                 "{name} was killed (cancelled, out of time, or its pool closed) but swallowed the "
                 "gevent.GreenletExit, and ran on. It holds its slot of {pool} until it ends. Let "
                 "GreenletExit pass: catch Exception, not BaseException, or raise it again.",
                 name=guilty.name,
-                pool=repr(guilty.pool),
+                pool=repr(guilty.call.pool),
             )
         if self.kill_next in self.calls and getcurrent() is not self:
             # From the hub: this is the reactor's greenlet, perhaps of another thread, and when a
@@ -168,6 +168,7 @@ class GreenletCarrier:
     kind = "greenlets"
     can_kill = True
     can_nest = True
+    outlives_fork = True
 
     def __init__(self, place: Place) -> None:
         self.hub: Any = place.hub
@@ -176,14 +177,14 @@ class GreenletCarrier:
         self.workers = 0
         self.place = place
         self._loop = place.loop
-        self.ready: deque[Call | Errand] = deque()
+        self.ready: deque[Job] = deque()
         self._scheduled = False
         self.until: float = 0.0
         self._next_round: Any = None
         self._trimmer: Any = None
         self._fewest_idle = 0
 
-    def start(self, call: Call | Errand) -> None:
+    def start(self, call: Job) -> None:
         self.ready.append(call)
         if not self._scheduled:
             self._scheduled = True
@@ -246,21 +247,22 @@ class PinnedGreenletCarrier:
     kind = "one greenlet"
     can_kill = True
     can_nest = False
+    outlives_fork = True
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._ready: deque[Call | Errand] = deque()
+        self._ready: deque[Job] = deque()
         self._waiter: Any = None
         self._stopped = False
 
-    def start(self, call: Call | Errand) -> None:
+    def start(self, call: Job) -> None:
         self._ready.append(call)
         self._wake()
 
     def withdraw(self, call: Call) -> bool:
         return call.claim()
 
-    def kill(self, call: Call) -> None:
+    def kill(self, call: Job) -> None:
         self._place.loop.run_callback(throw_kill, self._place, call)
 
     def pinned(self) -> PinnedGreenletCarrier:
@@ -288,7 +290,7 @@ class PinnedGreenletCarrier:
             waiter.get()
 
 
-def throw_kill(place: Place, call: Call | Errand) -> None:
+def throw_kill(place: Place, call: Job) -> None:
     """Raise :class:`Kill` in a running call. From the hub that it runs on."""
     worker: Worker | None = call.carried_by
     if worker is None or call not in worker.calls or call.is_leaving:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.hub import Waiter
 
-from . import Errand
+from . import Errand, Job
 from .greenlets import GreenletCarrier, PinnedGreenletCarrier, throw_kill
 from .native import ENDING_SECONDS, allocate_lock, start_thread
 
@@ -79,6 +79,7 @@ class HelperCarrier:
     kind = "greenlets of a helper thread"
     can_kill = True
     can_nest = True
+    outlives_fork = False
 
     def __init__(self, home: Home, helper: HelperHub) -> None:
         self._home = home
@@ -108,20 +109,21 @@ class PinnedHelperCarrier:
     kind = "one greenlet of a helper thread"
     can_kill = True
     can_nest = False
+    outlives_fork = False
 
     def __init__(self, home: Home, helper: HelperHub, carrier: GreenletCarrier) -> None:
         self._home = home
         self._helper = helper
         self._there: PinnedGreenletCarrier = carrier.pinned()
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Job) -> None:
         self._helper.ask(self._there.start, Errand(self._home, call))
 
     def withdraw(self, call: Call) -> bool:
         errand: Errand = call.carried_by
         return errand.claim()
 
-    def kill(self, call: Call) -> None:
+    def kill(self, call: Job) -> None:
         _kill_there(self._helper, call)
 
     def pinned(self) -> PinnedHelperCarrier:
@@ -134,5 +136,5 @@ class PinnedHelperCarrier:
         self._there.serve()
 
 
-def _kill_there(helper: HelperHub, call: Call) -> None:
+def _kill_there(helper: HelperHub, call: Job) -> None:
     helper.ask(throw_kill, helper, call.carried_by)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from os import getpid
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from greenlet import getcurrent
 from twisted.python.failure import Failure
 
 from ..errors import GreendeferError
-from . import Errand
+from . import Errand, Job
 from .native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 
 if TYPE_CHECKING:
@@ -29,18 +28,15 @@ class ThreadCarrier:
     kind = "native threads"
     can_kill = False
     can_nest = True
+    outlives_fork = False
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._idle: deque[_Thread] = deque()
-        self._process = getpid()
 
     def start(self, call: Call) -> None:
         errand = Errand(self._home, call)
         idle = self._idle
-        if self._process != getpid():  # a forked child has none of its parent's threads
-            self._process = getpid()
-            idle.clear()
         while idle:
             if idle.pop().take(errand):
                 return
@@ -155,19 +151,20 @@ class PinnedThreadCarrier:
     kind = "one native thread"
     can_kill = False
     can_nest = False
+    outlives_fork = False
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._inbox = SimpleQueue()
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Job) -> None:
         self._inbox.put(Errand(self._home, call))
 
     def withdraw(self, call: Call) -> bool:
         errand: Errand = call.carried_by
         return errand.claim()
 
-    def kill(self, call: Call) -> None:
+    def kill(self, call: Job) -> None:
         raise NotImplementedError("a thread can't be killed")
 
     def pinned(self) -> PinnedThreadCarrier:

@@ -1,11 +1,12 @@
 """Twisted's own kqueue reactor, waiting in gevent's hub.
 
-The same code path as epoll. It has not been run yet: no machine with kqueue was there to test on.
+It waits as the epoll one does. It has not been run yet: no machine with kqueue was there to test
+on.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.main import installReactor
 
@@ -25,6 +26,28 @@ class GreenKQueueReactor(GreenReactor, KQueueReactor):
     def __init__(self) -> None:
         super().__init__()
         self.cooperative_wait.watch(self._kq.fileno())
+
+    _kq: Any
+    _impl: Any
+    _updateRegistration: Any
+
+    def forked(self) -> None:
+        # "The queue is not inherited by a child created with fork(2)" (kqueue(2)).
+        self._kq = self._impl.kqueue()
+        for fd in self._reads:
+            self._updateRegistration(fd, self._impl.KQ_FILTER_READ, self._impl.KQ_EV_ADD)
+        for fd in self._writes:
+            self._updateRegistration(fd, self._impl.KQ_FILTER_WRITE, self._impl.KQ_EV_ADD)
+        self.cooperative_wait.watch(self._kq.fileno())
+        super().forked()
+
+    # twistd calls these around its forks; stock, they close the queue and make another.
+
+    def beforeDaemonize(self) -> None:
+        pass
+
+    def afterDaemonize(self) -> None:
+        pass
 
 
 Reactor = GreenKQueueReactor

@@ -7,7 +7,7 @@ the hub wait for that one descriptor, and then polls with a timeout of 0, is a g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import inf
+from math import ceil, inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -79,9 +79,9 @@ class CooperativeWait:
         self._alarm: Any = None
         self._alarm_at = inf
         self._is_busy = False
-        # libuv has no priorities. Its loop can't say either whether anything is alive in it: there
-        # is 0 whatever there is (gevent/_ffi/loop.py, activecnt and pendingcnt).
-        self._is_libev = loop.MAXPRI > loop.MINPRI
+        # libuv's loop can't say whether anything is alive in it: there is 0 whatever there is
+        # (gevent/_ffi/loop.py, activecnt and pendingcnt).
+        self._is_libev = is_libev(loop)
         if self._is_libev:
             # What make_way() puts before all others. (libuv's watchers have feed(), but it raises.)
             # It is never started, only fed, so it keeps no loop alive. With ref=False feed() would
@@ -189,7 +189,9 @@ class CooperativeWait:
                 # One that is no longer open. The stock poller will find it, and say so.
                 timeout = 0.0
             if not new and timeout:
-                new.append(self.loop.timer(timeout))  # something must keep the loop alive
+                new.append(
+                    self.loop.timer(for_timer(self.loop, timeout))
+                )  # something must keep the loop alive
         try:
             for watcher in self._watchers or new:
                 watcher.start(self._resume)
@@ -219,7 +221,9 @@ class CooperativeWait:
         if self._alarm is not None:
             self._alarm.close()
         self._alarm_at = at
-        self._alarm = self.loop.timer(timeout, ref=False, priority=self.loop.MAXPRI)
+        self._alarm = self.loop.timer(
+            for_timer(self.loop, timeout), ref=False, priority=self.loop.MAXPRI
+        )
         self._alarm.start(self._ring, update=True)
 
     def _ring(self) -> None:
@@ -313,6 +317,17 @@ class CooperativeWait:
                 # where we may be. Those that the reactor adds in its turn would not be seen until
                 # something else ends the poll; a timer that is due does.
                 self._once_more.start(nothing)
+
+
+def is_libev(loop: Any) -> bool:
+    """Does the loop know priorities? libuv's do not."""
+    return bool(loop.MAXPRI > loop.MINPRI)
+
+
+def for_timer(loop: Any, seconds: float) -> float:
+    """What a timer of the loop is to be given so that it never rings early. libuv's counts whole
+    milliseconds, cuts off what is more, and warns of less than one (gevent/libuv/watcher.py)."""
+    return seconds if is_libev(loop) or not seconds else (ceil(seconds * 1000) + 0.5) / 1000
 
 
 def nothing() -> None:

@@ -1,0 +1,293 @@
+"""What is special about executors and native threads, beside the table in test_anywhere.py."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import wraps
+from multiprocessing import get_context
+from queue import Empty
+from typing import Any
+
+import pytest
+from gevent import monkey
+from twisted.internet.defer import CancelledError, Deferred
+
+from greendefer import (
+    ExecutorFailed,
+    ExecutorPool,
+    GreendeferError,
+    NativeThreadPool,
+    wait_for_deferred,
+)
+from greendefer.carriers import executors, native, threads
+
+# Executors.
+
+
+def test_calls_that_an_executor_drops(gate: Any, result: Any) -> None:
+    if monkey.is_module_patched("threading"):
+        pytest.skip("its threads are greenlets, and it waits for them")
+    executor = ThreadPoolExecutor(1)
+    pool = ExecutorPool(executor, 2)
+    go = threading.Event()
+    running = pool.submit(go.wait)
+    dropped = result(pool.submit(len, "four"))
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert dropped.error() is ExecutorFailed
+    assert "was dropped" in str(dropped.get().value)
+    go.set()
+    assert wait_for_deferred(running, 20)
+
+
+def test_an_executor_that_is_broken_and_can_not_be_replaced(result: Any) -> None:
+    def initializer() -> None:
+        raise ValueError("no thread is fit for anything")
+
+    executor = ThreadPoolExecutor(1, initializer=initializer)
+    pool = ExecutorPool(executor, 1)
+    assert result(pool.submit(len, "")).error() is ExecutorFailed
+    again = result(pool.submit(len, "")).get().value
+    assert type(again) is ExecutorFailed
+    assert "refused it" in str(again)
+    executor.shutdown(wait=False)
+
+
+def test_a_process_pool_in_place_of_a_broken_one_that_forked() -> None:
+    """Where fork is gevent's, a child would have the greenlets that clean up after that one."""
+    broken = ProcessPoolExecutor(1, mp_context=get_context("fork"))
+    another: Any = executors._another(broken)
+    method = another._mp_context.get_start_method()
+    assert method == ("forkserver" if monkey.is_object_patched("os", "fork") else "fork")
+    broken.shutdown()
+    another.shutdown()
+
+
+def test_a_call_that_is_cancelled_before_its_executor_has_it(result: Any) -> None:
+    """Patched, it is handed over by a greenlet of its own, since that may wait."""
+    pool = ExecutorPool(ThreadPoolExecutor(1), 1)
+    ran: list[int] = []
+    d = pool.submit(ran.append, 1)
+    fired = result(d)
+    d.cancel()
+    assert fired.error() is CancelledError
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    if monkey.is_module_patched("threading"):
+        assert ran == []
+    wait_for_deferred(pool.close(), 20)
+
+
+class HereExecutor(ThreadPoolExecutor):
+    """One of another kind than those that are known to have threads: calls go there as bytes."""
+
+    def submit(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(f, *args, **kwargs)
+
+
+def plain(n: int) -> int:
+    return n + 1
+
+
+def wrapped(f: Any, times: int) -> Any:
+    for _ in range(times):
+
+        @wraps(f)
+        def wrapper(*args: Any, _f: Any = f, **kwargs: Any) -> Any:
+            return -_f(*args, **kwargs)
+
+        f = wrapper
+    return f
+
+
+inner, decorated = plain, wrapped(plain, 1)
+plain = decorated
+
+
+class Doubling:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def add(self, n: int) -> int:
+        return self.n + n
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+original_add = Doubling.add
+Doubling.add = wrapped(Doubling.add, 1)  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def by_bytes() -> Iterator[ExecutorPool]:
+    with HereExecutor(1) as executor:
+        yield ExecutorPool(executor, 1)
+
+
+def test_what_a_decorated_name_stands_for_is_found_in_the_worker(by_bytes: ExecutorPool) -> None:
+    assert wait_for_deferred(by_bytes.submit(inner, 1), 20) == 2
+    assert wait_for_deferred(by_bytes.submit(decorated, 1), 20) == -2
+    bound = types.MethodType(original_add, Doubling(2))
+    assert wait_for_deferred(by_bytes.submit(bound, 3), 20) == 5
+
+
+def test_what_is_under_too_many_decorators_is_refused(
+    by_bytes: ExecutorPool, monkeypatch: pytest.MonkeyPatch, result: Any
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "plain", wrapped(inner, 6))
+    failed = result(by_bytes.submit(inner, 1))
+    assert failed.error() is GreendeferError
+    assert "can't be sent to another process" in str(failed.get().value)
+
+
+# Threads.
+
+
+class HeldMailbox:
+    """The mailbox of a native thread, whose time can be told to be up just as something comes."""
+
+    made: list[HeldMailbox]
+
+    def __init__(self) -> None:
+        self.made.append(self)
+        self.items = NativeQueue()
+        self.before_second = NativeQueue()
+        self.waits = NativeQueue()
+        self.late = False
+        self.gets = 0
+
+    def put(self, item: Any) -> None:
+        self.items.put(item)
+
+    def get(self, timeout: float | None = None) -> Any:
+        self.gets += 1
+        if self.gets == 2:
+            self.waits.put(None)
+            self.before_second.get(timeout=20)
+            if self.late:
+                raise Empty
+        return self.items.get(timeout=20)
+
+
+NativeQueue: Any = threads.SimpleQueue
+
+
+@pytest.fixture
+def mailboxes(monkeypatch: pytest.MonkeyPatch) -> list[HeldMailbox]:
+    HeldMailbox.made = []
+    monkeypatch.setattr(threads, "SimpleQueue", HeldMailbox)
+    return HeldMailbox.made
+
+
+def test_a_call_that_comes_as_its_idle_thread_was_about_to_go(mailboxes: Any) -> None:
+    pool = NativeThreadPool(1)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    (mailbox,) = mailboxes
+    mailbox.waits.get(timeout=20)
+    mailbox.late = True
+    d = pool.submit(len, "fives")
+    mailbox.before_second.put(None)
+    assert wait_for_deferred(d, 20) == 5
+    assert len(mailboxes) == 1
+    wait_for_deferred(pool.close(), 20)
+
+
+def test_a_thread_that_is_not_taken_back_when_its_time_is_up(mailboxes: Any) -> None:
+    """It has left; the next call has a new one."""
+    pool = NativeThreadPool(1)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    (mailbox,) = mailboxes
+    mailbox.waits.get(timeout=20)
+    thread = leave(pool, mailbox)
+    d = pool.submit(len, "fives")
+    assert wait_for_deferred(d, 20) == 5
+    assert len(mailboxes) == 2
+    assert thread not in carrier_of(pool)._idle
+    wait_for_deferred(pool.close(), 20)
+
+
+def test_a_thread_that_has_left_is_forgotten_when_another_is_free(
+    mailboxes: Any, gates: Any
+) -> None:
+    pool = NativeThreadPool(2)
+    release = [native.allocate_lock() for _ in range(2)]
+    for lock in release:
+        lock.acquire()
+    calls = [pool.submit(lock.acquire) for lock in release]
+    for lock, d in zip(release, calls, strict=True):
+        lock.release()
+        assert wait_for_deferred(d, 20) is True
+    # They are idle in this order; the first one leaves, the second runs the next call.
+    first, _ = carrier_of(pool)._idle
+    first_mailbox = first._inbox
+    first_mailbox.waits.get(timeout=20)
+    assert leave(pool, first_mailbox) is first
+    d = pool.submit(len, "four")
+    for mailbox in mailboxes:
+        mailbox.before_second.put(None)
+    assert wait_for_deferred(d, 20) == 4
+    assert first not in carrier_of(pool)._idle
+    wait_for_deferred(pool.close(), 20)
+
+
+def carrier_of(pool: NativeThreadPool) -> Any:
+    return pool._carrier
+
+
+def leave(pool: NativeThreadPool, mailbox: HeldMailbox) -> Any:
+    """Have the thread that waits there go, because nothing came for so long."""
+    (thread,) = (each for each in carrier_of(pool)._idle if each._inbox is mailbox)
+    mailbox.late = True
+    mailbox.before_second.put(None)
+    thread.join(20)
+    assert thread.has_left
+    return thread
+
+
+def test_a_thread_that_does_not_end_is_waited_for_no_longer() -> None:
+    ends = native.allocate_lock()
+    ends.acquire()
+    join = native.start_thread(ends.acquire, "test")
+    join(0.001)
+    ends.release()
+    join(20)
+
+
+def test_a_call_that_is_cancelled_before_its_thread_takes_it(mailboxes: Any, result: Any) -> None:
+    pool = NativeThreadPool(1)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    (mailbox,) = mailboxes
+    mailbox.waits.get(timeout=20)
+    d = pool.submit(len, "fives")
+    cancelled = result(d)
+    d.cancel()
+    assert cancelled.error() is CancelledError
+    assert pool.stats().running == pool.stats().lingering == 0
+    mailbox.before_second.put(None)
+    assert wait_for_deferred(pool.submit(len, "sixsix"), 20) == 6
+    wait_for_deferred(pool.close(), 20)
+
+
+def test_a_workers_call_that_is_cancelled_before_its_thread_takes_it(
+    mailboxes: Any, result: Any, in_reactor: Callable[..., Any], wait_a_turn: Any
+) -> None:
+    """Its own mailbox is the second one: the first is that of the thread that serves it."""
+
+    async def main() -> int:
+        async with NativeThreadPool(1).worker() as worker:
+            assert await worker.submit(len, "four") == 4
+            while not (waiting := [each for each in mailboxes if each.gets == 2]):
+                await wait_a_turn()
+            (mailbox,) = waiting
+            mailbox.waits.get(timeout=20)
+            d = worker.submit(len, "fives")
+            d.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            d.cancel()
+            mailbox.before_second.put(None)
+            assert await d is None
+            return await worker.submit(len, "sixsix")
+
+    assert in_reactor(lambda: Deferred.fromCoroutine(main())) == 6
