@@ -17,6 +17,8 @@ PATCHED = monkey.is_module_patched("socket")
 """Whether these tests are patched; then their programs are, too."""
 PATCH = "from gevent import monkey; monkey.patch_all()\n" if PATCHED else ""
 EXAMPLES = Path(__file__).parent.parent / "examples"
+LIMIT = 120
+"""Seconds after which a program is killed: one that hangs is, and a slow one is not."""
 
 GO = """
     # Run the reactor for as long as an async function, or until the Deferred of a plain one fires.
@@ -49,15 +51,16 @@ def joined(*parts: str) -> str:
 
 
 def run_python(
-    *arguments: str | Path, timeout: float = 60, check: bool = True, cwd: Path | None = None
+    *arguments: str | Path, check: bool = True, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments, until it ends: well, if that is to be checked."""
+    """Run Python with these arguments, until it ends: well, if that is to be checked. One that
+    hangs is killed: only that."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=LIMIT,
         check=False,
     )
     if check:
@@ -84,7 +87,8 @@ def gunicorn(
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", str(workers)),
-                *("--no-control-socket", "--bind", f"fd://{listening.fileno()}", app),
+                *("--no-control-socket", "--timeout", str(LIMIT)),
+                *("--bind", f"fd://{listening.fileno()}", app),
             ],
             pass_fds=[listening.fileno()],
             cwd=folder,

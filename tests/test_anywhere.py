@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anywhere
 import pytest
-from programs import PATCHED
+from programs import LIMIT, PATCHED
 
 REACTORS = ("green-native", "green-asyncio", "stock-epoll", "stock-asyncio")
 
@@ -23,7 +23,7 @@ def outcomes(kind: str) -> dict[tuple[str, str], str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=50,
+        timeout=LIMIT,
         check=False,
         cwd=Path(anywhere.__file__).parent,
     )

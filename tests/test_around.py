@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -267,6 +267,29 @@ def test_a_worker_whose_entering_fails(in_reactor: Any) -> None:
 
     with pytest.raises(LookupError, match="no context"):
         in_reactor(lambda: Deferred.fromCoroutine(use()))
+
+
+def test_what_is_around_a_worker_fails_when_nobody_waits_for_that(
+    in_reactor: Callable[..., Any], logged: list[dict[str, Any]]
+) -> None:
+    """The block has been left, and its result is known; so it is logged."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        yield
+        raise ValueError("at the end")
+
+    pool = GreenPool(1, around=around)
+
+    async def main() -> str:
+        async with greendefer.green_proxy(nullcontext("entered"), pool=pool) as entered:
+            return str(entered)
+
+    assert in_reactor(lambda: Deferred.fromCoroutine(main())) == "entered"
+    greendefer.wait_for_deferred(pool.close(), 20)
+    (error,) = [each for each in logged if "Leaving" in str(each.get("log_format"))]
+    logged.remove(error)
+    assert error["log_failure"].type is ValueError
 
 
 def test_it_can_be_set_later(diary: Diary) -> None:

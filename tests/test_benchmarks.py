@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from programs import LIMIT
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -105,7 +106,7 @@ def test_a_benchmark_runs_alone_and_says_its_ratio(tmp_path: Path) -> None:
     """One without servers and peers; the others run in a session of their own."""
     out = tmp_path / "out.json"
     command = [sys.executable, str(FOLDER / "items.py"), "--small", "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "green_iterator, an item, against next() in deferToThread" in done.stdout
     assert '"name": "items"' in out.read_text()

@@ -19,8 +19,10 @@ from greendefer import (
     CallTimeout,
     GreendeferError,
     GreenPool,
+    NativeThreadPool,
     WouldDeadlock,
     blocking_from_greenlet,
+    crossing,
     defer_to_greenlet,
     green_deferred,
     wait_for_deferred,
@@ -366,6 +368,25 @@ class TestForeignThread:
 
     def test_what_the_message_says_to_write(self) -> None:
         assert in_thread(blocking_from_greenlet(lambda: defer_to_greenlet(len, "four"))) == 4
+
+
+def test_a_pool_that_is_asked_in_another_thread() -> None:
+    def elsewhere() -> None:
+        with pytest.raises(GreendeferError, match=r"not the reactor's thread.*callFromThread"):
+            GreenPool(1).submit(len, "four")
+
+    assert wait_for_deferred(NativeThreadPool(1).submit(elsewhere), 20) is None
+
+
+def test_a_thread_whose_hub_is_gone_needs_no_waking() -> None:
+    """As one has that was waited for from there until just now."""
+
+    def in_thread() -> None:
+        wake, _ = crossing._hub_sleeper(gevent.get_hub())
+        gevent.get_hub().destroy(destroy_loop=True)
+        wake()
+
+    assert wait_for_deferred(NativeThreadPool(1).submit(in_thread), 20) is None
 
 
 def test_a_greenlet_of_another_threads_hub_can_not_be_waited_for() -> None:

@@ -6,8 +6,9 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import wraps
+from multiprocessing import get_context
 from queue import Empty
 from typing import Any
 
@@ -22,7 +23,7 @@ from greendefer import (
     NativeThreadPool,
     wait_for_deferred,
 )
-from greendefer.carriers import threads
+from greendefer.carriers import executors, native, threads
 
 # Executors.
 
@@ -53,6 +54,30 @@ def test_an_executor_that_is_broken_and_can_not_be_replaced(result: Any) -> None
     assert type(again) is ExecutorFailed
     assert "refused it" in str(again)
     executor.shutdown(wait=False)
+
+
+def test_a_process_pool_in_place_of_a_broken_one_that_forked() -> None:
+    """Where fork is gevent's, a child would have the greenlets that clean up after that one."""
+    broken = ProcessPoolExecutor(1, mp_context=get_context("fork"))
+    another: Any = executors._another(broken)
+    method = another._mp_context.get_start_method()
+    assert method == ("forkserver" if monkey.is_object_patched("os", "fork") else "fork")
+    broken.shutdown()
+    another.shutdown()
+
+
+def test_a_call_that_is_cancelled_before_its_executor_has_it(result: Any) -> None:
+    """Patched, it is handed over by a greenlet of its own, since that may wait."""
+    pool = ExecutorPool(ThreadPoolExecutor(1), 1)
+    ran: list[int] = []
+    d = pool.submit(ran.append, 1)
+    fired = result(d)
+    d.cancel()
+    assert fired.error() is CancelledError
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    if monkey.is_module_patched("threading"):
+        assert ran == []
+    wait_for_deferred(pool.close(), 20)
 
 
 class HereExecutor(ThreadPoolExecutor):
@@ -168,6 +193,67 @@ def test_a_call_that_comes_as_its_idle_thread_was_about_to_go(mailboxes: Any) ->
     assert wait_for_deferred(d, 20) == 5
     assert len(mailboxes) == 1
     wait_for_deferred(pool.close(), 20)
+
+
+def test_a_thread_that_is_not_taken_back_when_its_time_is_up(mailboxes: Any) -> None:
+    """It has left; the next call has a new one."""
+    pool = NativeThreadPool(1)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    (mailbox,) = mailboxes
+    mailbox.waits.get(timeout=20)
+    thread = leave(pool, mailbox)
+    d = pool.submit(len, "fives")
+    assert wait_for_deferred(d, 20) == 5
+    assert len(mailboxes) == 2
+    assert thread not in carrier_of(pool)._idle
+    wait_for_deferred(pool.close(), 20)
+
+
+def test_a_thread_that_has_left_is_forgotten_when_another_is_free(
+    mailboxes: Any, gates: Any
+) -> None:
+    pool = NativeThreadPool(2)
+    release = [native.allocate_lock() for _ in range(2)]
+    for lock in release:
+        lock.acquire()
+    calls = [pool.submit(lock.acquire) for lock in release]
+    for lock, d in zip(release, calls, strict=True):
+        lock.release()
+        assert wait_for_deferred(d, 20) is True
+    # They are idle in this order; the first one leaves, the second runs the next call.
+    first, _ = carrier_of(pool)._idle
+    first_mailbox = first._inbox
+    first_mailbox.waits.get(timeout=20)
+    assert leave(pool, first_mailbox) is first
+    d = pool.submit(len, "four")
+    for mailbox in mailboxes:
+        mailbox.before_second.put(None)
+    assert wait_for_deferred(d, 20) == 4
+    assert first not in carrier_of(pool)._idle
+    wait_for_deferred(pool.close(), 20)
+
+
+def carrier_of(pool: NativeThreadPool) -> Any:
+    return pool._carrier
+
+
+def leave(pool: NativeThreadPool, mailbox: HeldMailbox) -> Any:
+    """Have the thread that waits there go, because nothing came for so long."""
+    (thread,) = (each for each in carrier_of(pool)._idle if each._inbox is mailbox)
+    mailbox.late = True
+    mailbox.before_second.put(None)
+    thread.join(20)
+    assert thread.has_left
+    return thread
+
+
+def test_a_thread_that_does_not_end_is_waited_for_no_longer() -> None:
+    ends = native.allocate_lock()
+    ends.acquire()
+    join = native.start_thread(ends.acquire, "test")
+    join(0.001)
+    ends.release()
+    join(20)
 
 
 def test_a_call_that_is_cancelled_before_its_thread_takes_it(mailboxes: Any, result: Any) -> None:

@@ -6,6 +6,7 @@ import contextvars
 import copy
 import functools
 import inspect
+import operator
 import pickle
 import re
 import time
@@ -537,3 +538,21 @@ def test_options_of_a_decorated_function_that_is_bound_by_hand() -> None:
     """As Python 3.13 has a classmethod around one."""
     call = with_options(types.MethodType(green_deferred(pow), 2), timeout=20)
     assert wait_for_deferred(call(10)) == 1024
+
+
+@pytest.mark.parametrize("which", [operator.attrgetter("pool"), next])
+def test_a_pool_that_is_told_by_code_in_c(which: Any) -> None:
+    """It need not have a signature to be looked at."""
+
+    class Client:
+        pool = GreenPool(1)
+
+        def __next__(self) -> GreenPool:
+            return self.pool
+
+        @green_deferred(pool=which)
+        def call(self) -> str:
+            return "done"
+
+    assert wait_for_deferred(Client().call(), 20) == "done"
+    assert Client.pool.stats().completed == 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import pages
 import pytest
+from programs import LIMIT
 from servers import PostgreSQL
 
 STRICT = bool(os.environ.get("GREENDEFER_TEST_DOCS"))
@@ -54,7 +55,7 @@ def run(folder: Path, *command: str, **environment: str) -> subprocess.Completed
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         check=False,
         env={**os.environ, "PYTHONPATH": str(folder), **environment},
     )

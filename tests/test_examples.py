@@ -24,7 +24,7 @@ def needs(what: str, there: bool) -> None:
 def run(name: str, *modules: str) -> str:
     for module in modules:
         needs(module, importlib.util.find_spec(module) is not None)
-    done = run_python(EXAMPLES / name, timeout=120)
+    done = run_python(EXAMPLES / name)
     assert "Unhandled" not in done.stderr
     return done.stdout
 

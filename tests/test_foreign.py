@@ -132,6 +132,45 @@ def test_a_process_ends_while_calls_run(run_program: Any) -> None:
     )
 
 
+@pytest.mark.skipif(PATCHED, reason="Twisted's threads are greenlets then")
+def test_another_thread_runs_the_reactor_than_made_the_first_call(run_program: Any) -> None:
+    """Calls may come there before it is known which one it is; and the first one no more."""
+    run_program(
+        """
+        import threading
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        import greendefer
+        from twisted.internet import reactor
+        from twisted.internet.defer import gatherResults
+        got = []
+        running = threading.Event()
+
+        def first_of_all():
+            d = gatherResults([early, pool.submit(len, "fives")])
+            d.addBoth(got.append)
+            running.set()
+
+        reactor.callWhenRunning(first_of_all)
+        pool = greendefer.NativeThreadPool(1)
+        early = pool.submit(len, "four")
+        thread = threading.Thread(target=reactor.run, kwargs={"installSignalHandlers": False})
+        thread.start()
+        assert running.wait(60)
+        try:
+            greendefer.NativeThreadPool(1).submit(len, "")
+        except greendefer.GreendeferError as e:
+            assert "does not run on gevent's hub" in str(e), e
+            got.append("refused")
+        while len(got) < 2:
+            threading.Event().wait(0.001)
+        reactor.callFromThread(reactor.stop)
+        thread.join(60)
+        assert sorted(got, key=str) == [[4, 5], "refused"], got
+        """
+    )
+
+
 def test_a_thread_that_can_not_start(run_program: Any) -> None:
     run_program(
         """
@@ -158,6 +197,102 @@ def test_a_thread_that_can_not_start(run_program: Any) -> None:
             assert (s.failed, s.completed, s.running) == (1, 1, 0), s
         go(main)
         assert got == ["refused", 4], got
+        """
+    )
+
+
+def test_a_call_that_is_made_while_the_reactor_stops(run_program: Any) -> None:
+    """It is killed, in the helper thread, and its ``finally`` block runs before the reactor is
+    gone: nothing else is left to be waited for."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_all()
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        import gevent, greendefer
+        from twisted.internet import reactor
+        begun = monkey.get_original("_thread", "allocate_lock")()
+        begun.acquire()
+        got = []
+
+        def call():
+            begun.release()
+            try:
+                gevent.sleep(3600)
+            finally:
+                gevent.sleep(0.01)
+                got.append("ended")
+
+        def at_the_last_moment():
+            pool.submit(call).addErrback(lambda f: got.append(f.type))
+            assert begun.acquire(timeout=60)
+
+        # Before the pool has its own, which is what ends the calls.
+        reactor.addSystemEventTrigger("during", "shutdown", at_the_last_moment)
+        pool = greendefer.GreenPool(1)
+        pool.submit(len, "four").addBoth(got.append).addBoth(lambda _: reactor.stop())
+        reactor.run()
+        assert got == [4, greendefer.PoolClosed, "ended"], got
+        """
+    )
+
+
+def test_calls_of_a_worker_in_the_helper_thread_are_cancelled(run_program: Any) -> None:
+    """One that runs, one that waits for it; and one whose whole worker is killed around it."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_all()
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        import gevent, greendefer
+        from twisted.internet import reactor
+        from twisted.internet.defer import CancelledError, Deferred
+        got = []
+
+        def call(begun):
+            reactor.callFromThread(begun.callback, None)
+            try:
+                gevent.sleep(3600)
+            finally:
+                got.append("ended")
+
+        async def error_of(d):
+            try:
+                await d
+            except Exception as e:
+                return type(e)
+
+        async def main():
+            pool = greendefer.GreenPool(1)
+            try:
+                async with pool.worker() as w:
+                    begun = Deferred()
+                    runs, waits = w.submit(call, begun), w.submit(len, "")
+                    await begun
+                    waits.cancel()
+                    runs.cancel()
+                    assert await error_of(waits) is CancelledError
+                    assert await error_of(runs) is CancelledError
+                    assert await w.submit(len, "four") == 4
+                    assert got == ["ended"], got
+                    begun = Deferred()
+                    runs = w.submit(call, begun)
+                    await begun
+                    closed = pool.close(grace=0)
+                    assert await error_of(runs) is greendefer.PoolClosed
+                    await closed
+            except greendefer.PoolClosed:
+                got.append("closed")
+            return "done"
+
+        end = []
+        reactor.callWhenRunning(lambda: Deferred.fromCoroutine(main()).addBoth(
+            lambda r: (end.append(r), reactor.stop())))
+        reactor.run()
+        assert end == ["done"], end[0].getTraceback()
+        assert sorted(got) == ["closed", "ended", "ended"], got
         """
     )
 

@@ -52,7 +52,7 @@ app = Flask(__name__)
 
 @greendefer.blocking_from_greenlet
 async def fetch(n):
-    response = await treq.get(os.environ["BACKEND"] + "?n=" + n, timeout=20, persistent=False)
+    response = await treq.get(os.environ["BACKEND"] + "?n=" + n, timeout=100, persistent=False)
     return await response.text()
 
 @app.route("/<n>")
@@ -73,7 +73,7 @@ def get_all(port: int) -> set[str]:
     treq = pytest.importorskip("treq")
 
     async def get(n: int) -> str:
-        response = await treq.get(f"http://127.0.0.1:{port}/{n}", timeout=25, persistent=False)
+        response = await treq.get(f"http://127.0.0.1:{port}/{n}", timeout=100, persistent=False)
         text: str = await response.text()
         answer, pid = text.split(" from ")
         assert answer == f"answer {n}"
@@ -81,7 +81,7 @@ def get_all(port: int) -> set[str]:
 
     return set(
         wait_for_deferred(
-            gatherResults([Deferred.fromCoroutine(get(n)) for n in range(AT_ONCE)]), timeout=30
+            gatherResults([Deferred.fromCoroutine(get(n)) for n in range(AT_ONCE)]), timeout=120
         )
     )
 
@@ -112,7 +112,7 @@ def test_flask_under_pywsgi(backend: str, reactor: Any) -> None:
     try:
         assert process.stdout is not None
         assert len(get_all(int(process.stdout.readline()))) == 1
-        process.communicate("\n", timeout=10)  # it ends by itself, and stops the reactor
+        process.communicate("\n", timeout=60)  # it ends by itself, and stops the reactor
         assert process.returncode == 0
     finally:
         process.kill()
@@ -137,7 +137,7 @@ def test_flask_under_gunicorn(preload: bool, backend: str, tmp_path: Path) -> No
         assert str(process.pid) not in pids
         assert 1 <= len(pids) <= 2
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_where_the_reactor_runs_already(reactor: Any) -> None:

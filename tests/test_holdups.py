@@ -126,6 +126,88 @@ def test_switched_off_and_asleep(run_program: Any) -> None:
     )
 
 
+def test_a_call_that_never_ends(run_program: Any) -> None:
+    """It is warned of while it holds the loop, after some time: it may not let go at all."""
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    def greedy():
+        while not warnings:
+            native_sleep(0.005)
+        return "warned"
+
+    async def main(reactor):
+        assert await greendefer.defer_to_greenlet(greedy) == "warned"
+        assert "greedy held the loop" in warnings[0], warnings
+
+    task.react(main)
+    """
+    )
+
+
+HELD = (
+    WATCHED.format(patch=False)
+    + """
+    from greendefer import holdups
+    culprit, looked = holdups._culprit, []
+
+    def look(frame):
+        looked.append(frame)
+        return culprit(frame)
+
+    holdups._culprit = look
+
+    def crash(_):
+        reactor.crash()
+
+    greendefer.defer_to_greenlet(len, "").addBoth(crash)
+    reactor.run()
+    watch = reactor.cooperative_wait.onlooker
+    """
+)
+"""The reactor has been left, for the time being, and nobody answers the knocking."""
+
+
+def test_a_hub_that_is_left_while_it_is_held(run_program: Any) -> None:
+    """Nobody waits for what will never be answered, and there is nothing to warn of."""
+    run_program(
+        HELD
+        + """
+    watch.wake()
+    while not looked:  # somebody holds the loop, it has just found out
+        native_sleep(0.001)
+    gevent.get_hub().destroy()
+    reactor.callWhenRunning(
+        lambda: greendefer.defer_to_greenlet(len, "").addBoth(crash))
+    reactor.run()
+    assert reactor.cooperative_wait.onlooker is not watch
+    assert not [each for each in warnings if "held" in each], warnings
+    """
+    )
+
+
+def test_a_loop_that_is_destroyed(run_program: Any) -> None:
+    run_program(
+        HELD
+        + """
+    gevent.get_hub().destroy(destroy_loop=True)
+    watch.wake()
+    while not watch._stopped:  # it knocks, and finds no door
+        native_sleep(0.001)
+    watch._join(60)
+    """
+    )
+
+
+def test_a_reactor_that_stops_just_before_it_knocks() -> None:
+    """It knocks at nothing, and waits for nobody: the home of this one has no loop."""
+    home: Any = types.SimpleNamespace(wait=types.SimpleNamespace())
+    watch = HoldupWatch(home)
+    watch.stop()
+    watch._knock(3600.0)
+    watch._run()
+
+
 def test_the_last_thing_before_the_reactor_stops(run_program: Any) -> None:
     run_program(
         WATCHED.format(patch=False)

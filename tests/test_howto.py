@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from programs import EXAMPLES, run_python
+from programs import EXAMPLES, LIMIT, run_python
 from servers import PostgreSQL
 
 pytestmark = pytest.mark.skipif(
@@ -138,7 +138,7 @@ class TestTutorialService:
             cwd=EXAMPLES / "tutorial",
             env={**os.environ, **environment},
             check=True,
-            timeout=60,
+            timeout=LIMIT,
         )
         with started("tutorial/service.py", **environment) as (process, url):
             assert get(f"{url}/notes", data=b"buy tea") == b'{"id": 1, "notes": 1}\n'

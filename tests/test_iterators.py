@@ -1293,6 +1293,21 @@ def test_an_iteration_that_can_not_begin_can_be_asked_again(
     in_reactor(lambda: Deferred.fromCoroutine(ask()))
 
 
+def test_an_iterable_whose_own_code_raises_a_type_error(in_reactor: Callable[..., Any]) -> None:
+    """It is not said to be none."""
+
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise TypeError("of its own")
+
+    async def main() -> None:
+        async for _ in green_iterator(Broken)():
+            pass
+
+    with pytest.raises(TypeError, match="of its own"):
+        in_reactor(lambda: Deferred.fromCoroutine(main()))
+
+
 def test_an_iterator_that_was_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)

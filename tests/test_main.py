@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from programs import LIMIT
 
 from greendefer import doctor
 
@@ -16,7 +17,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run ``python`` in an empty folder; it has 30 seconds."""
+    """Run ``python`` in an empty folder."""
 
     def run(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -24,7 +25,7 @@ def run(tmp_path: Path) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=LIMIT,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -131,7 +132,7 @@ class TestDoctor:
             [sys.executable, "-W", "error", "-m", "greendefer", "-m", "greendefer.doctor"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=LIMIT,
             check=False,
         )
         assert "ok      monkey.patch_all()" in done.stdout, done.stderr

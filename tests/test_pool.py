@@ -1377,6 +1377,30 @@ def test_a_worker_is_killed_while_its_call_swallows_its_own_kill(
     assert seen == ["swallowed", "ended"]
 
 
+def test_a_killed_call_that_ends_just_when_it_is_known_to_have_swallowed_that(
+    result: Any, logged: list[dict[str, Any]]
+) -> None:
+    """It is said once, by whichever of the two comes first."""
+    pool = GreenPool(1)
+
+    def swallow() -> None:
+        try:
+            gevent.sleep(3600)
+        except GreenletExit:
+            pass
+        gevent.sleep(0)  # the hub lets go of the exception; the reactor is told after this
+
+    d = pool.submit(swallow)
+    fired = result(d)
+    while not d.is_running:
+        gevent.sleep(0)
+    d.cancel()
+    assert fired.error() is CancelledError
+    wait_for_deferred(pool.close(), 20)
+    warnings = [each for each in logged if "swallowed" in str(each.get("log_format"))]
+    assert len(warnings) == 1
+
+
 def test_a_worker_that_is_given_up_as_it_comes(in_reactor: Callable[..., Any]) -> None:
     pool = GreenPool(1)
     outcome: list[Any] = []

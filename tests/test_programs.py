@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from programs import EXAMPLES, PATCH, PATCHED, joined, run_python
+from programs import EXAMPLES, LIMIT, PATCH, PATCHED, joined, run_python
 
 
 class TestRefused:
@@ -264,7 +265,7 @@ class TestInterrupt:
         try:
             assert program.stdout.readline() == "ready\n"
             program.send_signal(signal.SIGINT)
-            out, err = program.communicate(timeout=30)
+            out, err = program.communicate(timeout=LIMIT)
         finally:
             program.kill()  # one that did not notice would go on for ever
         return subprocess.CompletedProcess([], program.returncode, out, err)
@@ -357,6 +358,78 @@ class TestInterrupt:
         )
 
 
+INTERRUPT = """
+    import signal, gevent, greendefer
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    greendefer.install()
+    from twisted.internet import reactor
+    got = []
+
+    def interrupt():
+        signal.raise_signal(signal.SIGINT)  # its handler has run when this returns
+        got.append("went on")
+
+    def until_interrupted(f, *args, **kwargs):
+        try:
+            f(*args, **kwargs)
+        except KeyboardInterrupt:
+            got.append("interrupted")
+    """
+
+
+class TestInterruptWhere:
+    """A SIGINT of which it is known which greenlet it hits."""
+
+    @pytest.fixture
+    def run(self, run_program: Any) -> Callable[[str], Any]:
+        return lambda source: run_program(INTERRUPT, source)
+
+    def test_a_call(self, run: Any) -> None:
+        """It goes on, when the program has been told."""
+        run(
+            """
+            gevent.spawn(reactor.run, installSignalHandlers=False)
+            d = greendefer.defer_to_greenlet(interrupt)
+            d.addBoth(got.append)
+            until_interrupted(gevent.sleep, 3600)
+            while len(got) < 3:
+                gevent.sleep(0.001)
+            assert got == ["interrupted", "went on", None], got
+            """
+        )
+
+    def test_the_main_greenlet(self, run: Any) -> None:
+        run(
+            """
+            greendefer.start_reactor()
+            until_interrupted(interrupt)
+            assert got == ["interrupted"], got
+            assert greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "four")) == 4
+            """
+        )
+
+    def test_the_hub(self, run: Any) -> None:
+        run(
+            """
+            greendefer.start_reactor()
+            gevent.get_hub().loop.run_callback(interrupt)
+            until_interrupted(gevent.sleep, 3600)
+            assert got == ["interrupted"], got
+            assert greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "four")) == 4
+            """
+        )
+
+    def test_the_reactors_greenlet_which_is_main(self, run: Any) -> None:
+        """Twisted would log what a callback raises, and go on."""
+        run(
+            """
+            reactor.callWhenRunning(interrupt)
+            until_interrupted(reactor.run, installSignalHandlers=False)
+            assert got == ["went on", "interrupted"], got
+            """
+        )
+
+
 PROCESSES = """
     import sys, gevent, greendefer
     import {subprocess} as subprocess
@@ -406,6 +479,51 @@ class TestChildProcesses:
         source = PROCESSES.replace("pool.submit(gevent_child, n)", "defer.succeed(gevent_child(n))")
         done = run_program(source.format(subprocess="subprocess", n=20))
         assert "all 20" in done.stdout, done
+
+    @pytest.mark.parametrize("late_patch", ["", "monkey.patch_os()"])
+    def test_one_of_twisteds_ends_while_gevent_waits_for_another(
+        self, late_patch: str, run_program: Any
+    ) -> None:
+        """libev, which has the signal then, takes its exit, and Twisted is told: it would hear of
+        it by nothing else, because there are no pipes to that one. (A late patch, of os alone, has
+        Twisted ask gevent, which knows.)"""
+        run_program(
+            f"""
+            import gevent, gevent.subprocess, greendefer
+            from gevent import monkey
+            greendefer.install()
+            {late_patch}
+            from twisted.internet import protocol, reactor
+            from twisted.internet.defer import Deferred, ensureDeferred
+            shell = ["/bin/sh", "-c", "read x; exit 7"]
+
+            class Child(protocol.ProcessProtocol):
+                def __init__(self):
+                    self.ended = Deferred()
+
+                def processEnded(self, reason):
+                    self.ended.callback(reason.value.signal)
+
+            async def main():
+                ours = Child()
+                reactor.spawnProcess(ours, "/bin/sleep", ["sleep", "3600"], env={{}}, childFDs={{}})
+                theirs = gevent.subprocess.Popen(shell, stdin=gevent.subprocess.PIPE)
+                waits = greendefer.defer_to_greenlet(theirs.wait)
+                while not waits.is_running:
+                    await greendefer.defer_to_greenlet(gevent.sleep, 0)
+                ours.transport.signalProcess("TERM")
+                assert await ours.ended == 15
+                theirs.stdin.close()
+                assert await waits == 7
+                return "done"
+
+            got = []
+            reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+                lambda r: (got.append(r), reactor.stop())))
+            reactor.run()
+            assert got == ["done"], got[0].getTraceback()
+            """
+        )
 
     def test_one_that_was_started_before_the_reactor(self, run_program: Any) -> None:
         run_program(

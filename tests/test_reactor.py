@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 import time
@@ -23,7 +24,7 @@ from twisted.python import context
 import greendefer
 from greendefer.reactor import _installed
 from greendefer.reactor._dispatch import call_with_logger
-from greendefer.reactor._stock import native_kind
+from greendefer.reactor._stock import native_kind, stock_module
 from greendefer.reactor.wait import READ, CooperativeWait
 
 LATER = 3600.0
@@ -552,6 +553,14 @@ def test_the_native_poller(has: str, kind: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(monkey, "get_original", get_original)
     assert native_kind() == kind
+
+
+def test_a_module_that_does_not_name_the_poller() -> None:
+    """As Twisted's for kqueue: it has nothing to be given back."""
+    before = dict(vars(select))
+    stock = stock_module("twisted.internet.selectreactor", "poll")
+    assert not hasattr(stock, "poll")
+    assert vars(select) == before
 
 
 def test_a_wait_for_nothing_and_for_what_is_closed() -> None:

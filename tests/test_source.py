@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from programs import LIMIT
 
 import greendefer
 
@@ -89,4 +90,4 @@ def test_names_that_are_imported_when_they_are_asked_for() -> None:
         assert green_proxy.__module__ == "greendefer.proxy"
         assert greendefer.GreenPool(1).stats().__class__ is PoolStats
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=LIMIT)

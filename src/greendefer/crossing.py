@@ -208,6 +208,7 @@ def _native_sleeper() -> tuple[Callable[[], object], Callable[[float | None], bo
 
 
 def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None], bool]]:
+    loop: Any = hub.loop  # a hub that is destroyed has none
     woken = False
     waiter: Waiter[None] | None = None
 
@@ -219,7 +220,7 @@ def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None
 
     def wake() -> None:
         try:
-            hub.loop.run_callback_threadsafe(woke)
+            loop.run_callback_threadsafe(woke)
         except ValueError:  # "operation on destroyed loop": its thread has ended meanwhile
             pass
 
@@ -228,7 +229,7 @@ def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None
         if not woken:  # pragma: no branch - once woken it is over, and sleeps no more
             waiter = Waiter(hub)
             # Never sent: it is there so that the hub sees that something may still happen.
-            holds_the_loop: Any = hub.loop.async_()
+            holds_the_loop: Any = loop.async_()
             holds_the_loop.start(nothing)
             try:
                 with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented

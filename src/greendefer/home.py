@@ -14,7 +14,6 @@ from weakref import WeakSet
 import gevent
 from gevent import hub as gevent_hub
 from gevent import monkey
-from greenlet import greenlet
 from twisted.python import threadable
 
 from ._twistedcontext import make_greenlet_local
@@ -178,11 +177,6 @@ class GreenHome(Home):
     def reactor_stopped(self) -> None:
         self._watch.stop()
         super().reactor_stopped()
-
-    @property
-    def greenlet(self) -> greenlet | None:
-        """The reactor's greenlet, while the reactor runs."""
-        return self.wait.greenlet
 
     def green_carrier(self) -> Carrier:
         return GreenletCarrier(self)

@@ -238,6 +238,46 @@ class TestThreadsThatCannotStart:
         )
 
 
+def test_no_descriptors_left_for_the_hub_of_the_helper_thread(run_program: Any) -> None:
+    """Where the reactor is not green: the call that asked for it fails, and the next has one."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_all()
+        import errno, gevent, os
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        import greendefer
+        from twisted.internet import reactor
+        from twisted.internet.defer import ensureDeferred
+
+        def no_descriptors():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        async def main():
+            pool = greendefer.GreenPool(1)
+            get_hub, gevent.get_hub = gevent.get_hub, no_descriptors
+            try:
+                await pool.submit(len, "four")
+            except greendefer.GreendeferError as e:
+                assert e.__cause__.errno == errno.EMFILE, e
+                assert "no such thread could be started" in str(e), e
+            else:
+                raise AssertionError("it ran")
+            finally:
+                gevent.get_hub = get_hub
+            assert await pool.submit(len, "four") == 4
+            return "done"
+
+        got = []
+        reactor.callWhenRunning(lambda: ensureDeferred(main()).addBoth(
+            lambda r: (got.append(r), reactor.stop())))
+        reactor.run()
+        assert got == ["done"], got[0].getTraceback()
+        """
+    )
+
+
 def test_a_hub_that_is_destroyed(run_program: Any) -> None:
     """By somebody, under us: what waited on it is lost, and says so; the next has a new hub."""
     run_program(

@@ -415,6 +415,59 @@ def test_the_server_stops_in_the_middle_of_queries_and_comes_back(
         assert greendefer.wait_for_deferred(d, 60) == n
 
 
+def test_a_connection_that_can_not_be_given_back(
+    alias: str, query: Any, pool: GreenPool, logged: list[dict[str, Any]]
+) -> None:
+    """It is logged; the call has its result all the same, and so has the next one."""
+    from django.db import connections
+
+    def call() -> Any:
+        answer = query(alias, "SELECT 1")
+        connection = connections[alias]
+
+        def refuse() -> None:
+            del connection.close_if_unusable_or_obsolete
+            raise RuntimeError("refused")
+
+        connection.close_if_unusable_or_obsolete = refuse
+        return answer
+
+    assert greendefer.wait_for_deferred(pool.submit(call)) == 1
+    (warning,) = [each for each in logged if "Closing" in str(each.get("log_format"))]
+    logged.remove(warning)
+    assert warning["log_failure"].type is RuntimeError
+    assert warning["log_level"].name == "warn"
+    assert greendefer.wait_for_deferred(pool.submit(query, alias, "SELECT 2")) == 2
+
+
+def test_a_backend_is_kept_to_its_maximum_once(server: PostgreSQL) -> None:
+    from django.db import connections
+
+    from greendefer.contrib.django.geventpool import keep_to_maximum
+
+    pooled = type(connections["default"])  # by django-db-geventpool
+    pool_class = pooled.pool_class
+    keep_to_maximum(pooled)
+    assert pooled.pool_class is pool_class
+
+
+def test_what_the_program_has_around_its_calls_is_left_alone() -> None:
+    source = """
+        from contextlib import nullcontext
+        from gevent import monkey
+        monkey.patch_all()
+        import greendefer
+        from greendefer.pool import default_pool
+        default_pool.around = nullcontext
+        from django.conf import settings
+        settings.configure(INSTALLED_APPS=["greendefer.contrib.django"])
+        import django
+        django.setup()
+        assert default_pool.around is nullcontext
+    """
+    run_python("-c", joined(source))
+
+
 def test_unpatched_it_is_refused() -> None:
     """All greenlets would share a connection."""
     source = """

@@ -105,3 +105,22 @@ def test_psycopg_that_was_imported_too_early() -> None:
     source += "import greendefer.doctor\nprint(greendefer.doctor.report())"
     done = run_python("-W", "ignore", "-c", source, check=False)
     assert "BLOCKS  psycopg " in done.stdout, done.stdout + done.stderr
+
+
+def test_databases_of_django_whose_drivers_give_way() -> None:
+    """There is nothing to say of them: psycopg's, and pymysql in MySQLdb's place."""
+    for module in "django", "pymysql":
+        pytest.importorskip(module)
+    databases = {
+        name: {"ENGINE": f"django.db.backends.{name}", "NAME": "one"}
+        for name in ("postgresql", "mysql", "sqlite3")
+    }
+    source = "from gevent import monkey; monkey.patch_all()\n"
+    source += "import pymysql; pymysql.install_as_MySQLdb()\n"
+    source += "from django.conf import settings\n"
+    source += f"settings.configure(DATABASES={databases})\n"
+    source += "import greendefer.doctor\nprint(greendefer.doctor.report())"
+    done = run_python("-c", source)
+    said = [line for line in done.stdout.splitlines() if "DATABASES" in line]
+    assert len(said) == 1, done.stdout + done.stderr
+    assert "DATABASES['sqlite3']" in said[0]

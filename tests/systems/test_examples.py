@@ -10,7 +10,7 @@ from .conftest import needs
 
 
 def run(example: str) -> str:
-    return run_python("-W", "ignore", EXAMPLES / example, timeout=55).stdout
+    return run_python("-W", "ignore", EXAMPLES / example).stdout
 
 
 @pytest.fixture

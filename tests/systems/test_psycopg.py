@@ -86,7 +86,7 @@ class Psycopg3Client(PostgresClient):
 
         kwargs = {**self.kwargs, "autocommit": True}
         return psycopg_pool.ConnectionPool(
-            kwargs=kwargs, min_size=0, max_size=AT_ONCE, open=True, timeout=1
+            kwargs=kwargs, min_size=0, max_size=AT_ONCE, open=True, timeout=10
         )
 
     def query(self, statement: str, *args: Any) -> Any:
@@ -171,6 +171,13 @@ class TestPsycopg(ClientTests):
             ours.install()
             client.release()
             client.close()
+
+
+@pytest.mark.skipif(psycopg.__name__ != "psycopg2", reason="psycopg 3 cancels by itself")
+def test_there_is_nothing_to_cancel_on_a_connection_that_is_closed(server: PostgreSQL) -> None:
+    connection = _connect(host="127.0.0.1", port=server.port, user="postgres", dbname="postgres")
+    connection.close()
+    ours._cancel_psycopg2(connection)  # libpq has nothing for it, and no thread is asked
 
 
 @pytest.mark.skipif(psycopg.__name__ == "psycopg2", reason="for psycopg 3's own waiting")
