@@ -19,7 +19,7 @@ from .call import Call
 from .deadlines import Deadline
 from .errors import CallTimeout, PoolClosed, shown
 from .policy import Timeouts
-from .pool import PoolWorker
+from .pool import PoolWorker, WithWorkers
 from .reactor.wait import SLICE
 
 T = TypeVar("T")
@@ -205,14 +205,16 @@ class Stream:
                 # The short way: what the consumer waits for is the step itself.
                 self.waiting = self._fill
                 return self._fill
-        elif timeouts is not None and timeouts.total is not None:
-            self._total_at = monotonic() + timeouts.total
+            return self._wait_on()  # it has ended already, as on a pool that runs calls inline
         waiting = self._wait_on()
         try:
             self.refill()
         except BaseException:
             self.waiting = None
             raise
+        if timeouts is not None and timeouts.total is not None:
+            assert self.worker is not None
+            self._total_at = self.worker.home.now() + timeouts.total
         self._set_deadline()
         return waiting
 
@@ -329,16 +331,17 @@ class Stream:
         timeouts = self._timeouts
         if timeouts is None or self.waiting is None:
             return
+        assert self.worker is not None
+        home = self.worker.home
         when = self._total_at
         if timeouts.running is not None and self._has_slot:
-            at = (self._step_began or monotonic()) + timeouts.running
+            at = (self._step_began or home.now()) + timeouts.running
             when = at if when is None else min(when, at)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
         if when is not None:
-            assert self.worker is not None
-            self._deadline = self.worker.home.deadlines.at(when, self._expire)
+            self._deadline = home.deadlines.at(when, self._expire)
 
     def _expire(self) -> None:
         self._deadline = None
@@ -499,11 +502,10 @@ def take_worker(pool: Pool) -> PoolWorker:
 
     :raises TypeError: its calls can't stay on one worker.
     """
-    worker = getattr(pool, "worker", None)
-    if worker is None:
+    if not isinstance(pool, WithWorkers):
         raise TypeError(
             f"An iteration or a context manager needs a pool whose calls can stay on one worker: "
-            f"{pool!r} has no worker(). Use a GreenPool, or a pool of native threads."
+            f"{pool!r} has no worker(). Use a GreenPool, or a pool of native threads; in a test, "
+            "one of greendefer.testing."
         )
-    taken: PoolWorker = worker()
-    return taken
+    return pool.worker()
