@@ -130,14 +130,6 @@ def test_a_worker_is_entered_once(in_reactor: Callable[..., Any]) -> None:
     assert pool.stats().running == 0
 
 
-def test_a_worker_of_a_clock_pool() -> None:
-    pool = ClockPool(Clock())
-    worker = pool.worker()
-    d = worker.submit(int, "7")
-    pool.run()
-    assert d.result == 7
-
-
 def test_a_proxy_can_not_be_left_by_a_plain_with() -> None:
     proxy = greendefer.green_proxy(object())
     with pytest.raises(TypeError, match="async with"):
