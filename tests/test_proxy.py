@@ -656,6 +656,25 @@ class TestIterating:
 
         in_reactor(main)
 
+    def test_items_of_a_call_that_has_begun(self, in_reactor: Any, stats: Any) -> None:
+        """They are fetched on the method's pool, with its options, and proxied as others are."""
+        pool = GreenPool(1)
+        options = {"pool": pool, "prefetch": 1}
+        p = green_proxy(Client(), results=SubClient, methods={"subs": options, "pages": options})
+
+        async def main() -> None:
+            call = p.subs()
+            await p.get("k")
+            assert [await sub.hello() async for sub in call] == ["hello a", "hello b"]
+            assert stats(pool).submitted == 2
+            pages = await p.pages(3)
+            assert await anext(pages) == 0
+            assert stats(pool).running == 1
+            assert pages._stream._prefetch == 1
+            await pages.aclose()
+
+        in_reactor(main)
+
 
 class TestBlocks:
     def test_one_worker_from_enter_to_exit(
@@ -688,6 +707,22 @@ class TestBlocks:
 
         in_reactor(main)
         assert client.__wrapped__.log == ["enter", "one", "exit"]
+
+    def test_a_plain_one_of_a_call_that_has_begun(self, in_reactor: Any) -> None:
+        p = green_proxy(Client(), plain=(Session,))
+
+        async def main() -> None:
+            call = p.session()
+            await p.get("k")
+            async with call as session:
+                assert type(session) is Session
+            call = p.get("k")
+            await p.get("k")
+            with pytest.raises(TypeError, match="no context manager: await it"):
+                await call.__aenter__()
+
+        in_reactor(main)
+        assert p.log == ["enter", "exit"]
 
     def test_entered_in_one_place_and_left_in_another(
         self, pool: GreenPool, in_reactor: Any

@@ -236,9 +236,16 @@ class Pool:
         assert self._home is not None
         return self._home
 
+    def _find_home(self) -> Home:
+        """Where a call that is made now belongs: to the reactor that is installed.
+
+        :raises GreendeferError: none is, or this is not its thread.
+        """
+        return home_here()
+
     def _bind(self) -> Home:
-        """Belong to the reactor that is installed now."""
-        home = home_here()
+        """Belong there from now on."""
+        home = self._find_home()
         if home is not self._home:
             if self._active or self._queue:
                 raise GreendeferError(

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from .admission import Around, Pool
-from .call import Call, current_call
+from .call import Call
 from .carriers import Carrier, Job, PinnedCarrier
 from .carriers.threads import ThreadCarrier
 from .errors import shown
@@ -216,6 +216,9 @@ class PoolWorker(Pool):
         self._aborted = False
         self._result: Any = None
 
+    def _find_home(self) -> Home:
+        return self._pool._find_home()
+
     def _make_carrier(self, home: Home) -> Carrier:
         return self._pool._carrier.pinned()
 
@@ -267,21 +270,23 @@ class PoolWorker(Pool):
         if timeouts is not None:
             timeouts = Timeouts(queued=timeouts.queued, on_expiry=timeouts.on_expiry)
         entered: Deferred[None] = Deferred(lambda _: host.cancel())
-        self._entered = entered  # first: it may be another thread that serves, at once
-        host = self._pool._call(self._serve, (), {}, timeouts, "kill")
-        self.host: Call | None = host
+        self._entered = entered
+        host = Call(self._pool, self._serve, (), {}, timeouts, "kill")
         host.hosted = self
+        self.host = host
+        self._pool._admit(host)  # last: it may serve at once, in another thread or right here
 
         def ended(result: Any) -> None:
-            # Also when the pool was closed, or the worker killed, while calls run or wait here.
-            self._carrier.stop()
-            self.close(grace=0)
+            # Why there is no worker comes first: what waits here fails for that reason.
             if isinstance(result, Failure) and not entered.called and self._entered is entered:
                 entered.errback(result)
             else:
                 # For leave(). If nobody leaves, since the coroutine is garbage, the calls have
                 # failed all the same: it is no "Unhandled error in Deferred".
                 self._result = result
+            # Also when the pool was closed, or the worker killed, while calls run or wait here.
+            self._carrier.stop()
+            self.close(grace=0)
 
         host.addBoth(ended)
         return entered
@@ -324,8 +329,8 @@ class PoolWorker(Pool):
         try:
             self._carrier.serve()
         finally:
-            host = current_call()
-            assert host is not None  # self.host is set by open(), which a thread may overtake
+            host = self.host
+            assert host is not None
             host.is_leaving = True  # a kill on its way would cut off what cleans up
             self._run_exits()
         if self._aborted:

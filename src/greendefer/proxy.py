@@ -74,8 +74,15 @@ class Rules:
             return True
         return self.results is not None and bool(self.results(value))
 
-    def outgoing(self, value: Any, place: Place) -> Any:
-        """`value` as it leaves a method or an iterator: proxied, if it is live."""
+    def outgoing(
+        self,
+        value: Any,
+        place: Place,
+        options: MethodOptions | None = None,
+        pool: Pool | None = None,
+    ) -> Any:
+        """`value` as it leaves an iterator, or a method that has `options` and ran on `pool`:
+        proxied, if it is live."""
         if _is_ours(value):
             return value
         kind = type(value)
@@ -86,7 +93,9 @@ class Rules:
             )
             and not isinstance(value, (*_DATA, *self.plain_types))
         ):
-            return place.iterator(value) if kind is GeneratorType else proxy(value, self, place)
+            if kind is GeneratorType:
+                return place.iterator(value, options, pool=pool)
+            return proxy(value, self, place)
         return value
 
     def entered(self, value: Any, place: Place) -> Any:
@@ -139,8 +148,15 @@ class Place:
                 return Place(self.rules, block.worker)
         return self
 
-    def outgoing(self, value: Any) -> Any:
-        return self.rules.outgoing(value, self)
+    def outgoing(
+        self, value: Any, options: MethodOptions | None = None, pool: Pool | None = None
+    ) -> Any:
+        return self.rules.outgoing(value, self, options, pool)
+
+    def bare(self, value: Any) -> Any:
+        if isinstance(value, Proxy) and value._self_rules is self.rules:
+            return value.__wrapped__
+        return value
 
     def entered(self, value: Any, worker: PoolWorker, options: MethodOptions) -> Any:
         place = Place(self.rules, worker)
@@ -149,11 +165,15 @@ class Place:
         return self.rules.entered(value, place)
 
     def iterator(
-        self, iterable: Any, options: MethodOptions | None = None, closes: bool = True
+        self,
+        iterable: Any,
+        options: MethodOptions | None = None,
+        closes: bool = True,
+        pool: Pool | None = None,
     ) -> GreenIterator[Any]:
         """An iteration over an object that is there."""
         options = options or self.rules.default
-        pool = self.worker or options.choose(iterable, iterable)
+        pool = pool or self.worker or options.choose(iterable, iterable)
         name = type(iterable).__qualname__
         return self.stream(pool, lambda: iterable, name, options, closes)
 

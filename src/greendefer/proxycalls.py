@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from .admission import Pool
 from .call import Call
 from .errors import GreendeferError, PoolClosed, shown
-from .home import Home, home_here
+from .home import Home
 from .iterators import GreenIterator
 from .lending import lend_along
 from .policy import OnCancel, Timeouts, check_count
@@ -51,8 +51,13 @@ class MethodOptions(ReturnsDeferred):
 class Origin(Protocol):
     """What a call comes from, and what that makes of its result."""
 
-    def outgoing(self, value: Any) -> Any:
-        """`value` as it leaves a method or an iterator."""
+    def outgoing(
+        self, value: Any, options: MethodOptions | None = None, pool: Pool | None = None
+    ) -> Any:
+        """`value` as it leaves an iterator, or a method that has `options` and ran on `pool`."""
+
+    def bare(self, value: Any) -> Any:
+        """`value` before it left, if that can be told."""
 
     def entered(self, value: Any, worker: PoolWorker, options: MethodOptions) -> Any:
         """`value` as ``__enter__`` returned it, on `worker`."""
@@ -88,7 +93,7 @@ class ProxyCall(Call):
         super().__init__(pool, f, args, kwargs, options.timeouts, options.on_cancel)
         self._options = options
         self._origin = origin
-        self.addCallback(origin.outgoing)
+        self.addCallback(origin.outgoing, options, pool)
         _begin_soon(self)
 
     @property
@@ -165,8 +170,11 @@ class ProxyCall(Call):
     async def __aenter__(self) -> Any:
         f = self._claim()
         if f is None:
-            self._value = await self
-            return await type(self._value).__aenter__(self._value)
+            value = self._origin.bare(await self)
+            if hasattr(type(value), "__aenter__"):
+                self._value = value
+                return await type(value).__aenter__(value)
+            f = partial(_same, value)
         self._block = Block(self._origin, self.pool, f, self.name, self._options)
         return await self._block.enter()
 
@@ -182,13 +190,15 @@ class ProxyCall(Call):
 
 
 async def _iterate_later(call: ProxyCall) -> Any:
-    value = await call
-    if hasattr(type(value), "__aiter__"):
-        async for item in value:
-            yield item
-    else:
-        for item in value:
-            yield item
+    value = call._origin.bare(await call)
+    if not hasattr(type(value), "__aiter__"):
+        value = call._origin.stream(call.pool, partial(_same, value), call.name, call._options)
+    async for item in value:
+        yield item
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 _pending: deque[ProxyCall] = deque()
@@ -197,7 +207,7 @@ _pending_home: Home | None = None
 
 def _begin_soon(call: ProxyCall) -> None:
     global _pending_home
-    home = home_here()
+    home = call.pool._find_home()
     _pending.append(call)
     if _pending_home is not home:
         _pending_home = home

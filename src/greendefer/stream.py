@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from time import monotonic
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,9 +13,9 @@ from twisted.python.failure import Failure
 from .admission import Pool
 from .call import Call
 from .deadlines import Deadline
-from .errors import CallTimeout, PoolClosed
+from .errors import CallTimeout, GreendeferError, PoolClosed
 from .policy import Timeouts
-from .pool import PoolWorker
+from .pool import PoolWorker, WithWorkers
 from .steps import Steps
 
 _log = Logger(namespace="greendefer")
@@ -97,7 +96,8 @@ class Stream(Steps):
         timeouts = self._timeouts
         if timeouts is not None:
             if timeouts.total is not None:
-                self._total_at = monotonic() + timeouts.total
+                assert self.worker is not None
+                self._total_at = self.worker.home.now() + timeouts.total
             self._set_deadline()
         return waiting
 
@@ -118,10 +118,13 @@ class Stream(Steps):
             if self.closing:
                 return  # the pool has no slot for it
         if worker is not self._pool:
+            self._is_stepping = True  # first: it may have ended when this returns
             try:
                 worker.run_job(self)
-                self._is_stepping = True
-            except PoolClosed:
+            except GreendeferError as e:
+                self._is_stepping = False
+                if not isinstance(e, PoolClosed):
+                    raise
                 self._lost(Failure())
         else:
             # A call of its own: it has its turn among those of others.
@@ -201,9 +204,10 @@ class Stream(Steps):
         timeouts = self._timeouts
         if timeouts is None or self.waiting is None:
             return
+        assert self.worker is not None
         when = self._total_at
         if timeouts.running is not None and self._has_slot:
-            at = (self.step_began or monotonic()) + timeouts.running
+            at = (self.step_began or self.worker.home.now()) + timeouts.running
             when = at if when is None else min(when, at)
         if self._deadline is not None:
             self._deadline.cancel()
@@ -300,11 +304,10 @@ def take_worker(pool: Pool) -> PoolWorker:
 
     :raises TypeError: its calls can't stay on one worker.
     """
-    worker = getattr(pool, "worker", None)
-    if worker is None:
+    if not isinstance(pool, WithWorkers):
         raise TypeError(
             f"An iteration or a context manager needs a pool whose calls can stay on one worker: "
-            f"{pool!r} has no worker(). Use a GreenPool, or a pool of native threads."
+            f"{pool!r} has no worker(). Use a GreenPool, or a pool of native threads; in a test, "
+            "one of greendefer.testing."
         )
-    taken: PoolWorker = worker()
-    return taken
+    return pool.worker()
