@@ -580,3 +580,64 @@ def test_on_libuv_a_pool_leaves_no_watcher_behind(
         assert running.successful()
         """
     )
+
+
+def test_on_libuv_other_threads_leave_the_loop_alone(
+    run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may end its poll, and nothing more: a handle that another thread starts while the loop
+    goes through them can crash the process."""
+    monkeypatch.setenv("GEVENT_LOOP", "libuv")
+    run_program(
+        """
+        import traceback
+        import gevent, greendefer
+        from gevent._hub_local import get_hub_if_exists
+        from gevent.libuv.loop import loop as Loop
+        greendefer.install()
+        from greendefer.holdups import HoldupWatch, warn_of_holdups
+        from twisted.internet import reactor
+        from twisted.internet.defer import inlineCallbacks
+        from twisted.internet.task import deferLater
+        from twisted.internet.threads import deferToThread
+
+        meddled = set()
+        knocks = []
+        start = Loop._start_callback_timer
+        answer = HoldupWatch._answer
+        HoldupWatch._answer = lambda self, *args: (knocks.append(1), answer(self, *args))
+
+        def noted(loop):
+            hub = get_hub_if_exists()
+            if hub is None or hub.loop is not loop:
+                meddled.add("".join(traceback.format_stack(limit=5)))
+            start(loop)
+
+        Loop._start_callback_timer = noted
+        warn_of_holdups(5)
+
+        @greendefer.blocking_from_greenlet
+        def soon(n):
+            return deferLater(reactor, 0, lambda: n)
+
+        def in_a_thread_with_a_hub():
+            waiting = [gevent.spawn(soon, n) for n in range(5)]
+            gevent.joinall(waiting)
+            results = [each.value for each in waiting]
+            gevent.get_hub().destroy(destroy_loop=True)
+            return results
+
+        @inlineCallbacks
+        def main():
+            for _ in range(5):
+                assert (yield deferToThread(in_a_thread_with_a_hub)) == list(range(5))
+            yield greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+            reactor.stop()
+
+        reactor.callWhenRunning(lambda: main().addErrback(
+            lambda failure: (failure.printTraceback(), reactor.crash())))
+        reactor.run()
+        assert knocks
+        assert not meddled, "\\n\\n".join(meddled)
+        """
+    )

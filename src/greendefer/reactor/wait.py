@@ -7,7 +7,7 @@ the hub wait for that one descriptor, and then polls with a timeout of 0, is a g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import ceil, inf
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ import gevent
 from gevent import monkey
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
+
+from .loops import for_timer, is_libev
 
 #: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
 get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -317,17 +319,6 @@ class CooperativeWait:
                 # where we may be. Those that the reactor adds in its turn would not be seen until
                 # something else ends the poll; a timer that is due does.
                 self._once_more.start(nothing)
-
-
-def is_libev(loop: Any) -> bool:
-    """Does the loop know priorities? libuv's do not."""
-    return bool(loop.MAXPRI > loop.MINPRI)
-
-
-def for_timer(loop: Any, seconds: float) -> float:
-    """What a timer of the loop is to be given so that it never rings early. libuv's counts whole
-    milliseconds, cuts off what is more, and warns of less than one (gevent/libuv/watcher.py)."""
-    return seconds if is_libev(loop) or not seconds else (ceil(seconds * 1000) + 0.5) / 1000
 
 
 def nothing() -> None:
