@@ -641,3 +641,38 @@ def test_on_libuv_other_threads_leave_the_loop_alone(
         assert not meddled, "\\n\\n".join(meddled)
         """
     )
+
+
+def test_on_libuv_a_reactor_that_runs_in_another_thread_leaves_no_watcher_behind(
+    run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop of the thread that has imported it would keep pointers to what is gone."""
+    monkeypatch.setenv("GEVENT_LOOP", "libuv")
+    run_program(
+        """
+        import gevent, greendefer
+        from gevent import monkey
+        greendefer.install()
+        from twisted.internet import reactor
+
+        def open_but_stopped():
+            gevent.sleep(0.01)  # they are closed in the loop's next round
+            handles = gevent.get_hub().loop.debug()
+            return sum(not each.active and not each.closing for each in handles)
+
+        before = open_but_stopped()
+        reactor.callWhenRunning(reactor.stop)
+        ended = monkey.get_original("_thread", "allocate_lock")()
+        ended.acquire()
+
+        def run():
+            try:
+                reactor.run(installSignalHandlers=False)
+            finally:
+                ended.release()
+
+        monkey.get_original("_thread", "start_new_thread")(run, ())
+        assert ended.acquire(timeout=20)
+        assert open_but_stopped() < before
+        """
+    )

@@ -16,7 +16,7 @@ from gevent import monkey
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
-from .loops import for_timer, is_libev
+from .loops import ask, for_timer, is_libev
 
 #: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
 get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -98,11 +98,24 @@ class CooperativeWait:
         or the hub that it had was destroyed."""
         hub = gevent.get_hub()
         if hub is not self.hub:
+            self._leave()
             if self.onlooker is not None:
                 self.onlooker.hub_is_gone()
                 self.onlooker = None
             self._enter(hub)
         return hub
+
+    def _leave(self) -> None:
+        """Close what is in the hub that is left. If another thread has it, that thread must close
+        it, whenever its hub runs: libuv has pointers to what is not closed."""
+        left = [*self._watchers, self._at_once]
+        if self._alarm is not None:
+            left.append(self._alarm)
+        for watcher in left:
+            try:
+                ask(self.loop, watcher.close)
+            except ValueError:  # the loop was destroyed, and has closed them
+                break
 
     def is_this_thread(self) -> bool:
         """Is the calling thread the one that the reactor waits in?"""
