@@ -552,3 +552,99 @@ def test_on_libuv_a_pool_leaves_no_watcher_behind(
         assert running.successful()
         """
     )
+
+
+def test_on_libuv_other_threads_leave_the_loop_alone(
+    run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may end its poll, and nothing more: a handle that another thread starts while the loop
+    goes through them can crash the process."""
+    monkeypatch.setenv("GEVENT_LOOP", "libuv")
+    run_program(
+        """
+        import traceback
+        import gevent, greendefer
+        from gevent._hub_local import get_hub_if_exists
+        from gevent.libuv.loop import loop as Loop
+        greendefer.install()
+        from greendefer.holdups import HoldupWatch, warn_of_holdups
+        from twisted.internet import reactor
+        from twisted.internet.defer import inlineCallbacks
+        from twisted.internet.task import deferLater
+        from twisted.internet.threads import deferToThread
+
+        meddled = set()
+        knocks = []
+        start = Loop._start_callback_timer
+        answer = HoldupWatch._answer
+        HoldupWatch._answer = lambda self, *args: (knocks.append(1), answer(self, *args))
+
+        def noted(loop):
+            hub = get_hub_if_exists()
+            if hub is None or hub.loop is not loop:
+                meddled.add("".join(traceback.format_stack(limit=5)))
+            start(loop)
+
+        Loop._start_callback_timer = noted
+        warn_of_holdups(5)
+
+        @greendefer.blocking_from_greenlet
+        def soon(n):
+            return deferLater(reactor, 0, lambda: n)
+
+        def in_a_thread_with_a_hub():
+            waiting = [gevent.spawn(soon, n) for n in range(5)]
+            gevent.joinall(waiting)
+            results = [each.value for each in waiting]
+            gevent.get_hub().destroy(destroy_loop=True)
+            return results
+
+        @inlineCallbacks
+        def main():
+            for _ in range(5):
+                assert (yield deferToThread(in_a_thread_with_a_hub)) == list(range(5))
+            yield greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+            reactor.stop()
+
+        reactor.callWhenRunning(lambda: main().addErrback(
+            lambda failure: (failure.printTraceback(), reactor.crash())))
+        reactor.run()
+        assert knocks
+        assert not meddled, "\\n\\n".join(meddled)
+        """
+    )
+
+
+def test_on_libuv_a_reactor_that_runs_in_another_thread_leaves_no_watcher_behind(
+    run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop of the thread that has imported it would keep pointers to what is gone."""
+    monkeypatch.setenv("GEVENT_LOOP", "libuv")
+    run_program(
+        """
+        import gevent, greendefer
+        from gevent import monkey
+        greendefer.install()
+        from twisted.internet import reactor
+
+        def open_but_stopped():
+            gevent.sleep(0.01)  # they are closed in the loop's next round
+            handles = gevent.get_hub().loop.debug()
+            return sum(not each.active and not each.closing for each in handles)
+
+        before = open_but_stopped()
+        reactor.callWhenRunning(reactor.stop)
+        ended = monkey.get_original("_thread", "allocate_lock")()
+        ended.acquire()
+
+        def run():
+            try:
+                reactor.run(installSignalHandlers=False)
+            finally:
+                ended.release()
+
+        monkey.get_original("_thread", "start_new_thread")(run, ())
+        assert ended.acquire(timeout=20)
+        assert open_but_stopped() < before
+        """
+    )

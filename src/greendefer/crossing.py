@@ -24,6 +24,7 @@ from .carriers.native import SimpleQueue
 from .errors import CallTimeout, GreendeferError, WouldDeadlock
 from .home import has_stopped, home_here, home_if_made
 from .lending import wait_begins, wait_ends
+from .reactor.loops import ask
 from .reactor.wait import nothing
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None
 
     def wake() -> None:
         try:
-            loop.run_callback_threadsafe(woke)
+            ask(loop, woke)
         except ValueError:  # "operation on destroyed loop": its thread has ended meanwhile
             pass
 

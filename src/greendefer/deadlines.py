@@ -10,7 +10,8 @@ from time import monotonic
 from typing import Any, Protocol
 
 from .carriers.native import IDLE_SECONDS, SimpleQueue, allocate_lock, start_thread
-from .reactor.wait import SLICE, for_timer
+from .reactor.loops import for_timer
+from .reactor.wait import SLICE
 
 _LONGEST = 86400.0
 

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from .carriers.greenlets import Worker
 from .carriers.native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 from .policy import check_seconds
+from .reactor.loops import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ class HoldupWatch:
         if self._stopped:
             return
         try:
-            self._home.loop.run_callback_threadsafe(self._answer, answers.put)
+            ask(self._home.loop, self._answer, answers.put)
         except ValueError:  # the loop is destroyed
             self._stopped = True
             return

@@ -13,6 +13,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..reactor.loops import ask
 from ..reactor.wait import SLICE
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Worker(greenlet):
             # From the hub: this is the reactor's greenlet, perhaps of another thread, and when a
             # worker ends it is its parent that goes on, the hub.
             place = self._carrier.place
-            place.loop.run_callback_threadsafe(throw_kill, place, self.kill_next)
+            ask(place.loop, throw_kill, place, self.kill_next)
 
     def switch_out(self) -> None:
         # The hub calls this in a greenlet that is about to switch to it (gevent/

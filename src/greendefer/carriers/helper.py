@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.hub import Waiter
 
+from ..reactor.loops import ask
 from . import Errand, Job
 from .greenlets import GreenletCarrier, PinnedGreenletCarrier, throw_kill
 from .native import ENDING_SECONDS, allocate_lock, start_thread
@@ -45,7 +46,7 @@ class HelperHub:
         """Call ``f(*args)`` in the hub, after what was asked before; nothing, once it has ended.
         For any thread."""
         try:
-            self.loop.run_callback_threadsafe(f, *args)
+            ask(self.loop, f, *args)
         except ValueError:  # "operation on destroyed loop"
             pass
 

@@ -7,7 +7,7 @@ the hub wait for that one descriptor, and then polls with a timeout of 0, is a g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import ceil, inf
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ import gevent
 from gevent import monkey
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
+
+from .loops import ask, for_timer, is_libev
 
 #: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
 get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -96,11 +98,24 @@ class CooperativeWait:
         or the hub that it had was destroyed."""
         hub = gevent.get_hub()
         if hub is not self.hub:
+            self._leave()
             if self.onlooker is not None:
                 self.onlooker.hub_is_gone()
                 self.onlooker = None
             self._enter(hub)
         return hub
+
+    def _leave(self) -> None:
+        """Close what is in the hub that is left. If another thread has it, that thread must close
+        it, whenever its hub runs: libuv has pointers to what is not closed."""
+        left = [*self._watchers, self._at_once]
+        if self._alarm is not None:
+            left.append(self._alarm)
+        for watcher in left:
+            try:
+                ask(self.loop, watcher.close)
+            except ValueError:  # the loop was destroyed, and has closed them
+                break
 
     def is_this_thread(self) -> bool:
         """Is the calling thread the one that the reactor waits in?"""
@@ -316,17 +331,6 @@ class CooperativeWait:
                 # where we may be. Those that the reactor adds in its turn would not be seen until
                 # something else ends the poll; a timer that is due does.
                 self._once_more.start(nothing)
-
-
-def is_libev(loop: Any) -> bool:
-    """Does the loop know priorities? libuv's do not."""
-    return bool(loop.MAXPRI > loop.MINPRI)
-
-
-def for_timer(loop: Any, seconds: float) -> float:
-    """What a timer of the loop is to be given so that it never rings early. libuv's counts whole
-    milliseconds, cuts off what is more, and warns of less than one (gevent/libuv/watcher.py)."""
-    return seconds if is_libev(loop) or not seconds else (ceil(seconds * 1000) + 0.5) / 1000
 
 
 def nothing() -> None:
