@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from programs import PATCH, PATCHED, run_twistd
 
@@ -395,6 +396,10 @@ class TestRun:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells")
+@pytest.mark.skipif(
+    gevent.config.loop.__module__.startswith("gevent.libuv"),
+    reason="gevent's libuv loop wakes every 300 ms by itself, to look for signals",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_idle_reactor_sleeps(kind: str) -> None:
     """In 2 seconds of nothing the process gives way to the kernel twice at most (context switches
