@@ -273,7 +273,7 @@ class PoolWorker(Pool):
         self._entered = entered
         host = Call(self._pool, self._serve, (), {}, timeouts, "kill")
         host.hosted = self
-        self.host = host
+        self.host: Call | None = host
         self._pool._admit(host)  # last: it may serve at once, in another thread or right here
 
         def ended(result: Any) -> None:
