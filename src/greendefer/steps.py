@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit
@@ -42,12 +41,14 @@ class Steps:
     :ivar closing: no more are wanted.
     :ivar call: the call that keeps the worker.
     :ivar deliver: how the worker tells the consumer something: :meth:`.Home.deliver`.
+    :ivar now: the clock of the consumer's timeouts: :attr:`.Home.now`.
     :ivar posted: the consumer will be told that there are items.
     :ivar step_began: when the source was last asked for an item, if it is at work.
     """
 
     call: Call
     deliver: Callable[[Callable[[Any], object], Any], None]
+    now: Callable[[], float]
     waiting: Deferred[None] | None = None
     closing: bool = False
     posted: bool = False
@@ -106,7 +107,7 @@ class Steps:
         return PoolClosed(f"{self.name}: {pool!r} is closed, or its reactor has stopped")
 
     def _step_on(self) -> bool:
-        self.step_began = now = monotonic()
+        self.step_began = now = self.now()
         until = now + SLICE
         iterator = self._iterator
         if iterator is None:
@@ -124,7 +125,7 @@ class Steps:
             self._produced += 1
             if self._produced >= self.asked + prefetch:
                 return False
-            self.step_began = now = monotonic()
+            self.step_began = now = self.now()
             if now >= until:
                 return False
             if self.waiting is not None and not self.posted:

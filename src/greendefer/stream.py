@@ -146,6 +146,7 @@ class Stream(Steps):
             self.call = worker.host
             worker.host.addBoth(self._worker_ended)
         self.deliver = worker.home.deliver
+        self.now = worker.home.now
         worker.at_exit(self.close_source)
         return worker
 
