@@ -199,6 +199,118 @@ class TestFork:
             """
         )
 
+    def test_a_limit_that_was_set_before_it(self, run_program: Any) -> None:
+        """The thread that minds the time is the parent's: the child has another one."""
+        run_program(
+            """
+            from gevent import monkey
+            Lock = monkey.get_original("_thread", "allocate_lock")
+            waitpid = monkey.get_original("os", "waitpid")
+            import greendefer, os
+            from twisted.internet import selectreactor
+            selectreactor.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import DeferredList
+
+            lock = Lock()
+            lock.acquire()
+
+            def work():
+                with lock:
+                    return "done"
+
+            pool = greendefer.NativeThreadPool(1)
+            runs, next_one = pool.submit(work), pool.submit(work)
+            waits = greendefer.green_deferred(work, pool=pool, timeout=1)()
+            waits.addErrback(lambda f: (f.trap(greendefer.CallTimeout), lock.release()))
+            pid = os.fork()
+            if pid:
+                assert waitpid(pid, 0)[1] == 0
+
+            async def main():
+                await waits
+                (ran, result), = await DeferredList([runs], consumeErrors=True)
+                assert ran == bool(pid), result
+                if not pid:
+                    assert "forked" in result.getErrorMessage(), result
+                assert await next_one == "done"
+                await pool.close()
+                assert pool.stats().timed_out == 1
+            try:
+                go(main)
+            except BaseException:
+                if not pid:
+                    import traceback
+                    traceback.print_exc()
+                    os._exit(1)
+                raise
+            os._exit(0) if not pid else None
+            """
+        )
+
+    def test_a_call_in_the_slot_of_another(self, run_program: Any) -> None:
+        """Both are lost with the helper thread, and the slot is free."""
+        run_program(
+            """
+            from gevent import monkey
+            monkey.patch_all()
+            sleep, waitpid = (monkey.get_original("time", "sleep"),
+                              monkey.get_original("os", "waitpid"))
+            from twisted.internet import selectreactor
+            selectreactor.install()
+            import gevent, greendefer, os, traceback
+            from twisted.internet import reactor
+            from twisted.internet.task import deferLater
+
+            pool = greendefer.GreenPool(1)
+            begun, released = [], []
+
+            def borrower():
+                begun.append(1)
+                while not released:
+                    gevent.sleep(0.001)
+                return "done"
+
+            def lender():
+                return greendefer.blocking_from_greenlet(
+                    greendefer.green_deferred(borrower, pool=pool))()
+
+            def in_child(running):
+                errors, got = [], []
+                running.addErrback(lambda f: errors.append(f.getErrorMessage()))
+                pool.submit(len, "four").addBoth(got.append)
+                # Its waker is the parent's, too, so that it can not just go on.
+                while not got:
+                    sleep(0.001)
+                    reactor.runUntilCurrent()
+                assert got == [4], got
+                (error,) = errors
+                assert error.startswith("lender ran in a thread"), error
+                stats = pool.stats()
+                assert (stats.running, stats.queued, stats.lingering) == (0, 0, 0), stats
+                assert (stats.completed, stats.failed) == (1, 2), stats
+
+            async def main():
+                running = pool.submit(lender)
+                while not begun:
+                    await deferLater(reactor, 0.001)
+                assert pool.stats().queued == 1  # in the slot of the other
+                pid = os.fork()
+                if not pid:
+                    try:
+                        in_child(running)
+                    except BaseException:
+                        traceback.print_exc()
+                        os._exit(1)
+                    os._exit(0)
+                assert waitpid(pid, 0)[1] == 0
+                released.append(1)
+                assert await running == "done"
+
+            go(main)
+            """
+        )
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_in_a_call_while_the_reactor_runs(self, kind: str, run_with_server: Any) -> None:
         """A child that ends by itself takes nothing from its parent."""
