@@ -83,7 +83,7 @@ def started(script: str, **environment: str) -> Iterator[tuple[subprocess.Popen[
 
 
 def test_the_tutorials_first_program() -> None:
-    *ticks, squares = run_python(EXAMPLES / "tutorial" / "first.py").stdout.splitlines()
+    *ticks, squares = run_python(EXAMPLES / "tutorial/first.py").stdout.splitlines()
     assert squares == "[0, 1, 4, 9, 16]"
     assert ticks.count("tick") == len(ticks) > 1  # the first is there before any call
 
