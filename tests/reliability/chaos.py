@@ -24,6 +24,7 @@ import json
 import os
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -47,6 +48,9 @@ from greendefer import CallTimeout, GreenPool, NativeThreadPool, PoolFull, Timeo
 from greendefer.carriers import greenlets as green_carrier
 from greendefer.carriers import native
 from greendefer.carriers import threads as thread_carrier
+
+# gevent says so of each sleep of its caller's, and some of ours here are.
+warnings.filterwarnings("ignore", "libuv only supports millisecond timer resolution")
 
 reactor: Any = _reactor
 native_socket = monkey.get_original("socket", "create_connection")
