@@ -480,7 +480,7 @@ class TestItsEnd:
         source.blocks_at = 2
         order: list[str] = []
 
-        @green_iterator(pool=pool, prefetch=prefetch, timeout=0.02 if how == "timeout" else None)
+        @green_iterator(pool=pool, prefetch=prefetch, timeout=1.0 if how == "timeout" else None)
         def steps() -> Iterator[int]:
             try:
                 yield from source
