@@ -1040,7 +1040,7 @@ class TestBlockingIterator:
         t = Tracked()
         never: Deferred[None] = Deferred()
 
-        @blocking_from_greenlet(timeout=0.01)
+        @blocking_from_greenlet(timeout=0.5)
         async def slow() -> AsyncIterator[int]:
             try:
                 yield 1
