@@ -213,7 +213,7 @@ def test_the_last_thing_before_the_reactor_stops(run_program: Any) -> None:
         WATCHED.format(patch=False)
         + """
     def greedy():
-        native_sleep(0.3)
+        native_sleep(1.0)
         sys.setswitchinterval(60)  # the watching thread comes late to all that follows
 
     greendefer.defer_to_greenlet(greedy).addBoth(lambda _: reactor.stop())
