@@ -280,7 +280,7 @@ class TestTheEnd:
         """Its thread goes, rather than wait for more."""
         green(
             """
-    from greendefer import home
+    from greendefer import runtime
     from greendefer.shutdown import set_shutdown_grace
     set_shutdown_grace(running=0, ending=0)
     allocate_lock = monkey.get_original("_thread", "allocate_lock")
@@ -291,7 +291,7 @@ class TestTheEnd:
     def closed(failure):
         failure.trap(PoolClosed)
         held.release()
-        outbox = home._home._outbox
+        outbox = runtime._runtime._outbox
         while not outbox:  # the thread has ended its call
             monkey.get_original("time", "sleep")(0.001)
         ended.append(1)
@@ -456,11 +456,11 @@ class TestHelperThread:
     def test_it_is_told_nothing_once_it_has_ended(self, not_green: Any) -> None:
         not_green(
             """
-    from greendefer.home import home_here
+    from greendefer.runtime import runtime_here
     async def main():
         assert await GreenPool(1).submit(len, "four") == 4
     go(main)
-    helper = home_here()._helper
+    helper = runtime_here()._helper
     helper.ask(print, "too late")
             """
         )

@@ -200,9 +200,9 @@ def test_a_loop_that_is_destroyed(run_program: Any) -> None:
 
 
 def test_a_reactor_that_stops_just_before_it_knocks() -> None:
-    """It knocks at nothing, and waits for nobody: the home of this one has no loop."""
-    home: Any = types.SimpleNamespace(wait=types.SimpleNamespace())
-    watch = HoldupWatch(home)
+    """It knocks at nothing, and waits for nobody: the runtime of this one has no loop."""
+    runtime: Any = types.SimpleNamespace(wait=types.SimpleNamespace())
+    watch = HoldupWatch(runtime)
     watch.stop()
     watch._knock(3600.0)
     watch._run()
@@ -242,5 +242,5 @@ def test_pools_that_change_while_the_watch_looks_at_them(reactor: Any) -> None:
         def __iter__(self) -> Iterator[Any]:
             raise RuntimeError("Set changed size during iteration")
 
-    home: Any = types.SimpleNamespace(wait=types.SimpleNamespace(), pools=Changing())
-    assert HoldupWatch(home)._has_calls()
+    runtime: Any = types.SimpleNamespace(wait=types.SimpleNamespace(), pools=Changing())
+    assert HoldupWatch(runtime)._has_calls()

@@ -688,8 +688,8 @@ class TestItsEnd:
         assert opened == 1000
         s = stats(pool)
         assert (s.submitted, s.queued) == (1000, 0)
-        assert pool._home is not None
-        assert not pool._home.waits
+        assert pool._bound_to is not None
+        assert not pool._bound_to.waits
         gc.collect()
         idle = pool._carrier.idle  # type: ignore[attr-defined]
         assert len(idle) == pool._carrier.workers  # type: ignore[attr-defined]

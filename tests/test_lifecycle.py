@@ -158,7 +158,7 @@ class TestFork:
                 while not {0, 1} <= {*begun}:
                     sleep(0.001)
                 locks[0].release()
-                while len(pool.home._outbox) < 3:  # begun, begun, ended
+                while len(pool._runtime._outbox) < 3:  # begun, begun, ended
                     sleep(0.001)
             else:
                 locks[0].release()

@@ -460,8 +460,8 @@ class TestTimeouts:
         while stats(pool).lingering:
             gevent.sleep(0)
         assert stats(pool).timed_out == 2000
-        assert pool._home is not None
-        assert len(pool._home.deadlines._heap) < 2100
+        assert pool._runtime is not None
+        assert len(pool._runtime.deadlines._heap) < 2100
 
 
 class TestClose:
@@ -861,7 +861,7 @@ class TestWorkers:
     def test_idle_ones_end(self, monkeypatch: Any) -> None:
         from greendefer.carriers import greenlets
 
-        monkeypatch.setattr(greenlets, "IDLE_SECONDS", 0.01)
+        monkeypatch.setattr(greenlets, "TRIM_SECONDS", 0.01)
         pool = GreenPool(50)
         calls = [pool.submit(gevent.sleep, 0.001) for _ in range(50)]
         greendefer.wait_for_deferred(gatherResults(calls))
@@ -1086,23 +1086,23 @@ class TestWorker:
         assert in_reactor(main) == 4
 
     def test_in_its_parts(self, in_reactor: Any, stats: Any) -> None:
-        """open() and leave(), for those who are not coroutines; at_exit() runs on the worker."""
+        """_open() and _leave(), for those who are not coroutines; _at_exit() runs on the worker."""
         pool = GreenPool(1)
         where: list[Any] = []
 
         async def main() -> None:
             w = pool.worker()
-            entered = w.open()
+            entered = w._open()
             early = w.submit(gevent.getcurrent)  # before the worker is there
             await entered
             for n in range(3):
-                w.at_exit(lambda n=n: where.append((n, gevent.getcurrent())))
+                w._at_exit(lambda n=n: where.append((n, gevent.getcurrent())))
             called = partial(where.append, "called already")
-            w.at_exit(called)
-            w.not_at_exit(called)
+            w._at_exit(called)
+            w._not_at_exit(called)
             greenlet = await early
             assert where == []
-            await w.leave()
+            await w._leave()
             assert where == [(2, greenlet), (1, greenlet), (0, greenlet)]
             assert stats(pool).running == 0
 
@@ -1114,11 +1114,11 @@ class TestWorker:
 
         async def main() -> Any:
             w = pool.worker()
-            await w.open()
-            w.at_exit(ran.set)
-            w.at_exit(lambda: 1 / 0)  # keeps nobody from running
+            await w._open()
+            w._at_exit(ran.set)
+            w._at_exit(lambda: 1 / 0)  # keeps nobody from running
             await pool.close(grace=0)
-            return result(w.leave())
+            return result(w._leave())
 
         assert in_reactor(main).error() is PoolClosed
         assert ran.wait(10)
@@ -1140,8 +1140,8 @@ class TestWorker:
 
         async def main() -> None:
             w = pool.worker()
-            await w.open()
-            w.at_exit(lambda: exits.append("exit"))
+            await w._open()
+            w._at_exit(lambda: exits.append("exit"))
             d = w.submit(call)
             d.addErrback(lambda failure: failure.trap(PoolClosed, CancelledError))
             await greendefer.defer_to_greenlet(running.wait)
@@ -1152,10 +1152,10 @@ class TestWorker:
             await greendefer.defer_to_greenlet(gate.entered.wait)
             if first == "pool":
                 d.cancel()
-                w.leave(kill=True).addErrback(lambda failure: failure.trap(PoolClosed))
+                w._leave(kill=True).addErrback(lambda failure: failure.trap(PoolClosed))
             else:
                 await pool.close(grace=0)
-                w.leave().addErrback(lambda failure: failure.trap(PoolClosed))
+                w._leave().addErrback(lambda failure: failure.trap(PoolClosed))
 
         in_reactor(main)
         for _ in range(20):
@@ -1172,7 +1172,7 @@ class TestWorker:
 
         async def main() -> None:
             async with pool.worker() as w:
-                w.at_exit(lambda: 1 / 0)
+                w._at_exit(lambda: 1 / 0)
 
         with pytest.raises(ZeroDivisionError):
             in_reactor(main)
@@ -1183,8 +1183,8 @@ class TestWorker:
 
         async def main() -> Any:
             w = pool.worker()
-            heard = [result(w.open()), result(w.submit(len, ""))]
-            left = result(w.leave())
+            heard = [result(w._open()), result(w.submit(len, ""))]
+            left = result(w._leave())
             return [*heard, left]
 
         opened, call, left = in_reactor(main)
@@ -1200,7 +1200,7 @@ class TestWorker:
         blocker = pool.submit(gate)
 
         async def main() -> Any:
-            return result(pool.worker().open(Timeouts(queued=0.01)))
+            return result(pool.worker()._open(Timeouts(queued=0.01)))
 
         assert in_reactor(main).error() is CallTimeout
         gate.opened.set()
@@ -1332,10 +1332,10 @@ def test_a_worker_is_entered_once(in_reactor: Callable[..., Any]) -> None:
 
     def twice() -> Any:
         worker = pool.worker()
-        worker.open().addErrback(lambda failure: failure.trap(CancelledError))
+        worker._open().addErrback(lambda failure: failure.trap(CancelledError))
         with pytest.raises(RuntimeError, match="was entered before"):
-            worker.open()
-        return worker.leave()
+            worker._open()
+        return worker._leave()
 
     in_reactor(twice)
     assert pool.stats().running == 0
@@ -1361,13 +1361,13 @@ def test_a_worker_is_killed_while_its_call_swallows_its_own_kill(
             seen.append("ended")
 
     worker = pool.worker()
-    in_reactor(worker.open)
+    in_reactor(worker._open)
     (d,) = in_reactor(lambda: [worker.submit(stubborn)])
     d.addErrback(lambda failure: failure.trap(CancelledError) and None)
     assert at_work.entered.wait(20)
     in_reactor(d.cancel)
     assert handling.entered.wait(20)
-    host: Any = worker.host
+    host: Any = worker._host
     in_reactor(host.cancel)
     gevent.sleep(0.01)
     assert seen == []
@@ -1406,10 +1406,10 @@ def test_a_worker_that_is_given_up_as_it_comes(in_reactor: Callable[..., Any]) -
     outcome: list[Any] = []
 
     def open_and_cancel() -> Any:
-        entered = pool.worker().open()
+        entered = pool.worker()._open()
         entered.addBoth(outcome.append)
         gevent.spawn(entered.cancel)  # after it has begun to serve, and before that is heard of
-        return pool.when_idle()
+        return pool._when_idle()
 
     in_reactor(open_and_cancel)
     (failure,) = outcome

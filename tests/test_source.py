@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from programs import LIMIT
 import greendefer
 
 FOLDER = Path(greendefer.__file__).parent
+PRINCIPLE = Path(__file__).parent.parent / "docs" / "principle.md"
 
 
 def _name(path: Path) -> str:
@@ -91,3 +93,52 @@ def test_names_that_are_imported_when_they_are_asked_for() -> None:
         assert greendefer.GreenPool(1).stats().__class__ is PoolStats
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=LIMIT)
+
+
+def test_the_path_of_a_call() -> None:
+    """What docs/principle.md says of it: which files a decorated call goes through, to its end."""
+    program = """
+        import sys
+        from pathlib import Path
+
+        import greendefer
+
+        greendefer.install()
+        from twisted.internet import reactor
+
+        folder = Path(greendefer.__file__).parent
+        files = set()
+
+        def trace(frame, event, arg):
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(folder):
+                files.add(path.relative_to(folder).as_posix())
+
+        @greendefer.green_deferred
+        def function():
+            sys.setprofile(trace)  # its greenlet may have a profiler of its own
+
+        def call():
+            function().addCallback(lambda _: call_again())  # the pool is there now
+
+        def call_again():
+            sys.setprofile(trace)
+            function().addCallback(lambda _: done())
+
+        def done():
+            sys.setprofile(None)
+            reactor.stop()
+
+        reactor.callWhenRunning(call)
+        reactor.run()
+        print(*files)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT)
+    # Not what the reactor does of its own, nor the log context.
+    others = {"holdups.py", "_twistedcontext.py"}
+    (row,) = [
+        line for line in PRINCIPLE.read_text().splitlines() if "a decorated function?" in line
+    ]
+    files = {each for each in done.stdout.split() if not each.startswith("reactor/")} - others
+    assert files == set(re.findall(r"`(\S+\.py)`", row))

@@ -27,8 +27,8 @@ from greendefer import (
     green_proxy,
     with_options,
 )
-from greendefer.pool import PoolWorker
 from greendefer.testing import ClockPool, InlinePool
+from greendefer.worker import PoolWorker
 
 
 @green_deferred(timeout=5)
@@ -629,7 +629,7 @@ class TestClockWorkers:
 
         async def use() -> None:
             async with pool.worker() as w:
-                w.at_exit(lambda: log.append("exit"))
+                w._at_exit(lambda: log.append("exit"))
                 w.submit(len, "").addErrback(lambda failure: log.append(failure.type))
                 await w.submit(len, "four")
 

@@ -440,7 +440,7 @@ def test_a_green_thread_pool_by_itself(
     assert (pool.workers, len(pool.working), pool.waiters) == (1, 1, [])
     gate.opened.set()
     pool.callInThread(lambda: 1 // 0)
-    wait_for_deferred(pool.pool.when_idle(), 20)
+    wait_for_deferred(pool.pool._when_idle(), 20)
     assert results == [(True, "through")]
     errors = [event for event in logged if event["isError"]]
     for error in errors:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from .call import CLOSED, ENDED, QUEUED, STARTED, Call, cancel_quietly, is_deferred
+from .call import CLOSED, ENDED, QUEUED, READY, Call, cancel_quietly, is_deferred
 from .carriers import Carrier
 from .deadlines import Deadline
 from .errors import GreendeferError, PoolFull, shown
-from .home import Home, home_here, home_if_any
 from .lending import slot_is_back, wait_begins
 from .policy import OnCancel, Timeouts, check_count, check_seconds
+from .runtime import Runtime, runtime_here, runtime_if_any
 
 if TYPE_CHECKING:
-    from .instrumentation import Sighting
+    from .instrumentation import CallObserver
     from .stats import PoolStats
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Around = Callable[[], AbstractContextManager[object]]
 """Makes what a pool has around each call: see :class:`Pool`."""
 
-sight: Callable[[Call], Sighting] | None = None
+observe: Callable[[Call], CallObserver] | None = None
 """What tells the hooks of each call, while there are any: :mod:`greendefer.instrumentation` sets
 it."""
 
@@ -55,7 +55,7 @@ class Pool:
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
     """
 
-    host: Call | None = None
+    _host: Call | None = None
     """The call that this pool's calls run inside of, if it is a worker of another pool."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Pool:
         self.name = name
         self.max_queued = max_queued
         self._size = size
-        self._home: Home | None = None
+        self._bound_to: Runtime | None = None
         self._carrier: Carrier
         self._queue: OrderedDict[Call, None] = OrderedDict()
         self._active: set[Call] = set()
@@ -96,16 +96,16 @@ class Pool:
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name is not None else ""
-        on = f" on {self._carrier.kind}" if self._home is not None else ""
+        on = f" on {self._carrier.kind}" if self._bound_to is not None else ""
         return (
             f"<{type(self).__name__}{name}{on} size={self._size} running={self._running} "
             f"lingering={self._lingering} queued={self._queued}>"
         )
 
-    def _make_carrier(self, home: Home) -> Carrier:
+    def _make_carrier(self, runtime: Runtime) -> Carrier:
         raise NotImplementedError
 
-    def check_timeouts(self, timeouts: Timeouts | None) -> None:
+    def _check_timeouts(self, timeouts: Timeouts | None) -> None:
         """Refuse what these calls can't be held to.
 
         :raises ValueError: ``on_expiry="kill"``, where nothing can be killed.
@@ -174,39 +174,39 @@ class Pool:
         """
         check_seconds("close(grace=...)", grace)
         self._closed = True
-        home = self._home
-        if home is None:  # never had a call
+        runtime = self._bound_to
+        if runtime is None:  # never had a call
             closed: Deferred[None] = Deferred()
-            if (home := home_if_any()) is None:
+            if (runtime := runtime_if_any()) is None:
                 closed.callback(None)
             else:
-                home.deliver(closed.callback, None)
+                runtime.deliver(closed.callback, None)
             return closed
-        self.reject_queued(home)
-        closed = self.when_idle()
+        self._reject_queued(runtime)
+        closed = self._when_idle()
         if grace == 0:
             self._kill_all(closed)
         elif grace is not None and self._active:
-            deadline = home.deadlines.at(home.now() + grace, partial(self._kill_all, closed))
+            deadline = runtime.deadlines.at(runtime.now() + grace, partial(self._kill_all, closed))
             closed.addBoth(_stop_deadline, deadline)
         return closed
 
-    def reject_queued(self, home: Home) -> None:
+    def _reject_queued(self, runtime: Runtime) -> None:
         """Fail the calls in the queue, as in :meth:`close`."""
         for call in list(self._queue):
             self._remove_from_queue(call)
             call.settle("rejected")
             self._finish(call)
-            home.deliver(call.fire, CLOSED)
+            runtime.deliver(call.fire, CLOSED)
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """This is a child process: what its parent's threads run is lost to it. What waits in the
         queue was not begun, and has its turn."""
         if not self._carrier.outlives_fork:
             lost = list(self._active)
-            self._carrier = self._make_carrier(self.home)
+            self._carrier = self._make_carrier(self._runtime)
             # After the results that were on their way.
-            self.home.deliver(self._lose, lost)
+            self._runtime.deliver(self._lose, lost)
 
     def _lose(self, calls: list[Call]) -> None:
         for call in calls:
@@ -225,38 +225,38 @@ class Pool:
                     self._lingering -= 1
                 self._finish(call)
 
-    def reactor_stopped(self) -> None:
+    def _reactor_stopped(self) -> None:
         """Nothing can be delivered any more: let go of threads that wait for calls."""
         self._carrier.stop()
 
     # From here on: what happens to one call.
 
     @property
-    def home(self) -> Home:
-        assert self._home is not None
-        return self._home
+    def _runtime(self) -> Runtime:
+        assert self._bound_to is not None
+        return self._bound_to
 
-    def _find_home(self) -> Home:
+    def _find_runtime(self) -> Runtime:
         """Where a call that is made now belongs: to the reactor that is installed.
 
         :raises GreendeferError: none is, or this is not its thread.
         """
-        return home_here()
+        return runtime_here()
 
-    def _bind(self) -> Home:
+    def _bind(self) -> Runtime:
         """Belong there from now on."""
-        home = self._find_home()
-        if home is not self._home:
+        runtime = self._find_runtime()
+        if runtime is not self._bound_to:
             if self._active or self._queue:
                 raise GreendeferError(
                     f"{self!r} has calls on a reactor that is no longer the installed one; they "
                     "will never end. Make a new pool for the new reactor."
                 )
-            self._carrier = self._make_carrier(home)
-            self._home = home
-            home.pools.add(self)
-            self._closed = self._closed or home.stopped
-        return home
+            self._carrier = self._make_carrier(runtime)
+            self._bound_to = runtime
+            runtime.pools.add(self)
+            self._closed = self._closed or runtime.stopped
+        return runtime
 
     def _call(
         self,
@@ -270,18 +270,18 @@ class Pool:
 
     def _admit(self, call: Call) -> Call:
         """Start `call`, queue it, or refuse it."""
-        home = self._home
-        if home is None or not home.is_here():
-            home = self._bind()
+        runtime = self._bound_to
+        if runtime is None or not runtime.is_here():
+            runtime = self._bind()
         timeouts = call._timeouts
         self._submitted += 1
-        if sight is not None:
-            call.seen = sight(call)
+        if observe is not None:
+            call.observer = observe(call)
         if self._closed:
             self._reject(call, call.closed_error())
             return call
         if timeouts is not None and timeouts.total is not None:
-            call._total_at = home.now() + timeouts.total
+            call._total_at = runtime.now() + timeouts.total
         if self._running + self._lingering < self._size and not self._queue:
             self._running += 1
             self._start(call)
@@ -303,7 +303,7 @@ class Pool:
         call.errback(Failure(error))
 
     def _start(self, call: Call) -> None:
-        call.state = STARTED
+        call.state = READY
         self._active.add(call)
         if call._total_at is not None or call._deadline is not None:
             call._set_deadline(None)
@@ -324,7 +324,7 @@ class Pool:
     def _end(self, call: Call, result: Any) -> None:
         """The carrier is done with `call`: settle it if it is still open, and free its slot."""
         returned_deferred = is_deferred(result)
-        home = self.home
+        runtime = self._runtime
         if call.outcome is None:
             if call.lender is None:
                 self._running -= 1
@@ -334,14 +334,14 @@ class Pool:
                 # Its own time goes on until that one has fired; its slot does not.
                 call.settle("completed")
                 call._inner = result
-                result.addBoth(lambda value: home.deliver(call.fire, value))
+                result.addBoth(lambda value: runtime.deliver(call.fire, value))
             else:
                 outcome = "failed" if isinstance(result, Failure) else "completed"
                 call.outcome = outcome
                 self._outcomes[outcome] += 1
                 if call._deadline is not None:
                     call.stop_clock()
-                home.deliver(call.fire, result)
+                runtime.deliver(call.fire, result)
         else:  # nobody hears it any more
             if call.lender is None:
                 self._lingering -= 1
@@ -393,7 +393,7 @@ class Pool:
         if how == "kill" and self._carrier.can_kill:
             self._kill(call)
 
-    def when_idle(self) -> Deferred[None]:
+    def _when_idle(self) -> Deferred[None]:
         """A Deferred for when no call holds a slot, or waits for one."""
         idle: Deferred[None] = Deferred()
         self._closers.append(idle)
@@ -405,19 +405,19 @@ class Pool:
         """Kill what still runs when the grace of :meth:`close` is over, and fire `closed`. Calls
         that were killed before are not killed again."""
         for call in list(self._active):
-            self.end_now(call)
+            self._end_now(call)
         if closed in self._closers:  # others wait for the real end
             self._closers.remove(closed)
-            self.home.deliver(closed.callback, None)
+            self._runtime.deliver(closed.callback, None)
 
-    def end_now(self, call: Call) -> None:
+    def _end_now(self, call: Call) -> None:
         """Kill a call whose time is over, unless it was killed already, or has ended. Where it
         can't be, its Deferred fires all the same."""
         if call not in self._active:
             return
         if call.outcome is None:
             self._give_up(call, "cancelled", "kill")
-            self.home.deliver(call.fire, CLOSED)
+            self._runtime.deliver(call.fire, CLOSED)
         elif not call.was_killed and self._carrier.can_kill:
             self._kill(call)
 
@@ -428,30 +428,30 @@ class Pool:
     def _fire_closers(self) -> None:
         closers, self._closers = self._closers, []
         for closed in closers:
-            self.home.deliver(closed.callback, None)
+            self._runtime.deliver(closed.callback, None)
 
     # For shutdown, and for lending.
 
     @property
-    def is_closed(self) -> bool:
+    def _is_closed(self) -> bool:
         """Does it take no more calls?"""
         return self._closed
 
     @property
-    def can_kill(self) -> bool:
+    def _can_kill(self) -> bool:
         """Can a running call be ended from outside?"""
         return self._carrier.can_kill
 
     @property
-    def can_nest(self) -> bool:
+    def _can_nest(self) -> bool:
         """Can a call run while another one waits for it in the same slot?"""
         return self._carrier.can_nest
 
-    def active_calls(self) -> list[Call]:
+    def _active_calls(self) -> list[Call]:
         """The calls that hold a slot."""
         return list(self._active)
 
-    def start_in_slot_of(self, lender: Call, call: Call) -> None:
+    def _start_in_slot_of(self, lender: Call, call: Call) -> None:
         """Start a queued call now, in the slot of one that waits for it.
 
         It is counted as queued until it fires, since it has no slot of its own.

@@ -14,8 +14,8 @@ from gevent.event import Event
 from gevent.lock import Semaphore
 
 from .errors import GreendeferError
-from .home import has_stopped
 from .reactor import install
+from .reactor._installed import has_stopped
 from .shutdown import longest_shutdown
 
 _reactor: Any = None

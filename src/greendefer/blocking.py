@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .bridge import call_and_wait
-from .home import installed_reactor
+from .reactor._installed import installed_reactor
 
 T = TypeVar("T")
 

@@ -16,18 +16,12 @@ from twisted.python.failure import Failure
 
 from .call import Call, cancel_quietly, current_call, is_call, is_deferred
 from .carriers.greenlets import Kill
-from .crossing import as_deferred, borrower_of, call_in_thread_of
+from .crossing import as_deferred, call_in_thread_of
 from .errors import CallTimeout, GreendeferError, WouldDeadlock, shown
-from .home import (
-    GreenHome,
-    green_home_here,
-    home_here,
-    home_if_any,
-    installed_reactor,
-    is_reactor_thread,
-)
-from .lending import wait_begins, wait_ends
+from .lending import borrower_of, wait_begins, wait_ends
 from .policy import check_seconds
+from .reactor._installed import installed_reactor, is_reactor_thread
+from .runtime import GreenRuntime, green_runtime_here, runtime_here, runtime_if_any
 
 T = TypeVar("T")
 
@@ -59,37 +53,37 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
             f"wait_for_deferred(d) needs a Deferred, not {shown(d)}. For a coroutine or a "
             "function, use blocking_from_greenlet."
         )
-    result: T = _wait(home_to_wait_in(), d, timeout)
+    result: T = _wait(runtime_to_wait_in(), d, timeout)
     return result
 
 
-def home_to_wait_in() -> GreenHome:
-    """The home of the installed reactor, for a greenlet of its thread that may wait.
+def runtime_to_wait_in() -> GreenRuntime:
+    """The runtime of the installed reactor, for a greenlet of its thread that may wait.
 
     :raises WouldDeadlock: the current greenlet is one that must not wait.
-    :raises GreendeferError: as :func:`~greendefer.home.home_here`.
+    :raises GreendeferError: as :func:`~greendefer.runtime.runtime_here`.
     """
-    home = home_here()
-    if not isinstance(home, GreenHome):
+    runtime = runtime_here()
+    if not isinstance(runtime, GreenRuntime):
         raise WouldDeadlock(
             "This is the reactor's own thread, and the installed reactor, "
-            f"{type(home.reactor).__name__}, does not run on gevent's hub: while anything waits "
+            f"{type(runtime.reactor).__name__}, does not run on gevent's hub: while anything waits "
             "here, nothing can fire. Use the Deferred itself (addCallback, or await it in an "
             "async def), or run this function elsewhere: decorate it with @green_deferred, or "
             "call defer_to_greenlet(f, ...)."
         )
-    _refuse_to_wait_in(getcurrent(), home)
-    return home
+    _refuse_to_wait_in(getcurrent(), runtime)
+    return runtime
 
 
-def _refuse_to_wait_in(current: greenlet, home: GreenHome) -> None:
-    if current is home.wait.greenlet:
+def _refuse_to_wait_in(current: greenlet, runtime: GreenRuntime) -> None:
+    if current is runtime.wait.greenlet:
         raise WouldDeadlock(
             "This is the reactor's own greenlet: while it waits here, nothing can fire. Use the "
             "Deferred itself (addCallback, or await it in an async def), or run this function in "
             "a greenlet: decorate it with @green_deferred, or call defer_to_greenlet(f, ...)."
         )
-    if current is home.hub:
+    if current is runtime.hub:
         raise WouldDeadlock(
             "This is gevent's hub, which runs the loop: it must not wait. Run this function in a "
             "greenlet: gevent.spawn(f), or defer_to_greenlet(f, ...)."
@@ -104,15 +98,15 @@ class _Wait:
         "d",
         "fired",
         "given_up",
-        "home",
         "over",
         "result",
+        "runtime",
         "tb",
         "timed_out",
     )
 
-    def __init__(self, home: GreenHome, d: Deferred[Any]) -> None:
-        self.home = home
+    def __init__(self, runtime: GreenRuntime, d: Deferred[Any]) -> None:
+        self.runtime = runtime
         self.d = d
         self.fired = self.timed_out = self.over = self.given_up = False
         self.result: Any = None
@@ -146,19 +140,19 @@ class _Wait:
             cancel_quietly(d)
             _handled(d)
 
-        if self.home.stopped:
+        if self.runtime.stopped:
             cancel()
         else:
-            self.home.call_soon(cancel)
+            self.runtime.call_soon(cancel)
 
     def resume(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self.home.loop.run_callback(waiter.switch, None)
+            self.runtime.loop.run_callback(waiter.switch, None)
 
     def park(self) -> None:
         """Until :meth:`resume` is called."""
-        waiter: Waiter[None] = Waiter(self.home.hub)
+        waiter: Waiter[None] = Waiter(self.runtime.hub)
         self._waiter = waiter
         try:
             waiter.get()
@@ -166,12 +160,12 @@ class _Wait:
             self._waiter = None
 
 
-def _wait(home: GreenHome, d: Deferred[T], timeout: float | None) -> T:
+def _wait(runtime: GreenRuntime, d: Deferred[T], timeout: float | None) -> T:
     if d.called and not d.paused and not d._runningCallbacks:
         value = d.result  # which is what a callback would be called with, at once
         if not isinstance(value, Failure):
             return value  # type: ignore[return-value]
-    wait = _Wait(home, d)
+    wait = _Wait(runtime, d)
     d.addBoth(wait.fire)
     if not wait.fired:
         _park(wait, timeout)
@@ -193,16 +187,16 @@ def _wait(home: GreenHome, d: Deferred[T], timeout: float | None) -> T:
 
 
 def _park(wait: _Wait, timeout: float | None) -> None:
-    home = wait.home
-    if home.stopped:
+    runtime = wait.runtime
+    if runtime.stopped:
         return
     me = current_call()
     if me is not None and is_call(wait.d):
         wait_begins(me, wait.d)
     deadline = None
     if timeout is not None:
-        deadline = home.deadlines.at(monotonic() + timeout, wait.expire)
-    home.waits.add(wait)
+        deadline = runtime.deadlines.at(monotonic() + timeout, wait.expire)
+    runtime.waits.add(wait)
     interrupted: BaseException | None = None
     try:
         while not wait.over:
@@ -210,7 +204,7 @@ def _park(wait: _Wait, timeout: float | None) -> None:
     except BaseException as e:  # this greenlet is killed, or timed out by gevent.Timeout
         interrupted = e
         wait.give_up()
-    home.waits.discard(wait)
+    runtime.waits.discard(wait)
     if deadline is not None:
         deadline.cancel()
     if me is not None:
@@ -274,13 +268,13 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
             "wait_for_greenlet(g) needs a gevent.Greenlet, as gevent.spawn() returns, not "
             f"{shown(g)}"
         )
-    home = green_home_here()
-    if g.loop is not home.loop:
+    runtime = green_runtime_here()
+    if g.loop is not runtime.loop:
         raise GreendeferError(f"{shown(g)} runs on the hub of another thread than the reactor's")
     d: Deferred[T] = Deferred(lambda _: g.unlink(ended))
 
     def ended(_: object) -> None:  # in the hub
-        home.call_soon(fire)
+        runtime.call_soon(fire)
 
     def fire() -> None:
         if d.called:
@@ -298,13 +292,13 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
 
 def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
     """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
-    home = home_if_any()
-    if isinstance(home, GreenHome):  # which knows its thread, patched or not
-        _refuse_to_wait_in(getcurrent(), home)
+    runtime = runtime_if_any()
+    if isinstance(runtime, GreenRuntime):  # which knows its thread, patched or not
+        _refuse_to_wait_in(getcurrent(), runtime)
     else:
         reactor = installed_reactor()
         if not is_reactor_thread(reactor):
             return call_in_thread_of(reactor, f, timeout)
-        home = home_to_wait_in()
+        runtime = runtime_to_wait_in()
     result = as_deferred(f())
-    return _wait(home, result, timeout) if is_deferred(result) else result
+    return _wait(runtime, result, timeout) if is_deferred(result) else result

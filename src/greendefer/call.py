@@ -1,7 +1,7 @@
 """A call on a pool: the Deferred that the caller gets, and where it stands.
 
-A call goes QUEUED -> STARTED -> RUNNING -> ENDED. The first step is skipped when a slot is free;
-a call that is cancelled or refused before it runs goes to ENDED at once. From STARTED to ENDED it
+A call goes QUEUED -> READY -> RUNNING -> ENDED. The first step is skipped when a slot is free;
+a call that is cancelled or refused before it runs goes to ENDED at once. From READY to ENDED it
 holds a slot. Its Deferred fires apart from that: a call that is cancelled or times out while it
 runs fires first and *lingers* until it has ended.
 """
@@ -29,24 +29,24 @@ from .policy import OnCancel, Timeouts
 
 if TYPE_CHECKING:
     from .admission import Pool
-    from .instrumentation import Sighting
+    from .instrumentation import CallObserver
 
 _log = Logger(namespace="greendefer")
 
-QUEUED, STARTED, RUNNING, ENDED = range(4)
+QUEUED, READY, RUNNING, ENDED = range(4)
 
 
 class Call(Deferred[Any]):
     """One call on a pool: it is the Deferred that the caller gets.
 
-    :ivar state: QUEUED, STARTED, RUNNING or ENDED.
+    :ivar state: QUEUED, READY, RUNNING or ENDED.
     :ivar outcome: the statistic that it counts for once that is settled, else ``None``.
     :ivar lender: the call in whose slot it runs, where it has none of its own.
     :ivar borrower: the call that runs in its slot, while it waits for that one.
     :ivar waits_for: the call that it waits for, while it does nothing else.
     :ivar waiters: the calls that wait for this one.
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
-    :ivar seen: what tells the hooks, if there are any.
+    :ivar observer: what tells the hooks, if there are any.
     :ivar was_killed: it was told to end.
     :ivar is_leaving: the function has returned, and the pool's `around` context manager is
         exiting: the call can't be killed now.
@@ -66,7 +66,7 @@ class Call(Deferred[Any]):
     _deadline: Deadline | None = None
     _total_at: float | None = None
     _inner: Deferred[Any] | None = None
-    seen: Sighting | None = None
+    observer: CallObserver | None = None
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Call(Deferred[Any]):
 
     @property
     def call(self) -> Call:
-        """Itself: what runs it may have it inside of an :class:`~greendefer.carriers.Errand`."""
+        """Itself: what runs it may have it inside of an :class:`~greendefer.carriers.WorkItem`."""
         return self
 
     def closed_error(self) -> PoolClosed:
@@ -143,19 +143,25 @@ class Call(Deferred[Any]):
         """Has it begun, and not ended?"""
         return self.state == RUNNING
 
+    @property
+    def has_ended(self) -> bool:
+        """Does it hold nothing any more?"""
+        return self.state == ENDED
+
     # What a carrier calls.
 
-    def claim(self) -> bool:
-        """Does it wait to be run, still?"""
-        return self.state == STARTED
+    @property
+    def is_ready(self) -> bool:
+        """Has it got a slot, and not begun?"""
+        return self.state == READY
 
     def begin(self) -> bool:
         """It starts to run now; ``False``, if it was withdrawn."""
-        if self.state != STARTED:
+        if self.state != READY:
             return False
         self.state = RUNNING
-        if self.seen is not None:
-            self.seen.started()
+        if self.observer is not None:
+            self.observer.started()
         timeouts = self._timeouts
         # It may have been given up on while a thread's message of this was on the way.
         if timeouts is not None and timeouts.running is not None and self.outcome is None:
@@ -199,10 +205,10 @@ class Call(Deferred[Any]):
         self.stop_clock()
         when = self._total_at
         if limit is not None:
-            at = self.pool.home.now() + limit
+            at = self.pool._runtime.now() + limit
             when = at if when is None else min(when, at)
         if when is not None:
-            self._deadline = self.pool.home.deadlines.at(when, self._expire)
+            self._deadline = self.pool._runtime.deadlines.at(when, self._expire)
 
     def stop_clock(self) -> None:
         """It can't expire any more."""
@@ -251,15 +257,15 @@ class Call(Deferred[Any]):
             self._inner = None
             if isinstance(result, Failure):
                 self.settle("failed")
-        if self.seen is not None:
+        if self.observer is not None:
             self.report()
         self.callback(result)
 
     def report(self) -> None:
         """Tell the hooks, once, that it ends."""
-        seen, self.seen = self.seen, None
-        if seen is not None and self.outcome is not None:
-            seen.ended(self.outcome)
+        observer, self.observer = self.observer, None
+        if observer is not None and self.outcome is not None:
+            observer.ended(self.outcome)
 
     def forget(self) -> None:
         """Let go of what only a call that may still run needs."""

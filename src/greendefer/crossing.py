@@ -18,17 +18,18 @@ from greenlet import getcurrent
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from .call import ENDED, Call, cancel_quietly, current_call
+from .call import Call, cancel_quietly, current_call
 from .carriers.greenlets import Kill
 from .carriers.native import SimpleQueue
 from .errors import CallTimeout, GreendeferError, WouldDeadlock
-from .home import has_stopped, home_here, home_if_made
-from .lending import wait_begins, wait_ends
+from .lending import borrower_of, wait_begins, wait_ends
+from .reactor._installed import has_stopped
 from .reactor.loops import ask
 from .reactor.wait import nothing
+from .runtime import runtime_here, runtime_if_made
 
 if TYPE_CHECKING:
-    from .home import Home
+    from .runtime import Runtime
 
 
 def as_deferred(result: Any) -> Any:
@@ -58,7 +59,7 @@ class _Crossing:
         self._context = copy_context()
         # The call that waits here, if this is a worker of a pool. Its slot may be lent meanwhile.
         self._me = current_call()
-        self._home: Home | None = None
+        self._runtime: Runtime | None = None
         self._d: Deferred[Any] | None = None
         self._given_up = False
         self._result: Any = None
@@ -70,12 +71,12 @@ class _Crossing:
     # In the waiting thread.
 
     def wait(self, timeout: float | None) -> Any:
-        home = self._home = home_if_made(self._reactor)
-        if home is not None:  # else _start() does
-            home.waits.add(self)
+        runtime = self._runtime = runtime_if_made(self._reactor)
+        if runtime is not None:  # else _start() does
+            runtime.waits.add(self)
         if has_stopped(self._reactor):
-            if home is not None:
-                home.waits.discard(self)
+            if runtime is not None:
+                runtime.waits.discard(self)
             raise GreendeferError(
                 "The reactor has stopped: what it is asked to call is never called"
             )
@@ -119,15 +120,15 @@ class _Crossing:
             self._reactor.callFromThread(f)
         else:
             # In line with what the worker has posted: it has begun.
-            self._me.pool.home.deliver(lambda _: f(), None)
+            self._me.pool._runtime.deliver(lambda _: f(), None)
 
     # In the reactor's thread.
 
     def _start(self) -> None:
         if self._over or self._given_up:
             return
-        self._home = home = home_here()
-        home.waits.add(self)
+        self._runtime = runtime = runtime_here()
+        runtime.waits.add(self)
         d = self._d = maybeDeferred(lambda: as_deferred(self._context.run(self._f)))
         if self._me is not None and isinstance(d, Call) and not d.called:
             try:
@@ -170,20 +171,9 @@ class _Crossing:
                 GreendeferError("The reactor has stopped, and the result is not there")
             )
         self._over = True
-        assert self._home is not None  # it waits in there, or _start() has run
-        self._home.waits.discard(self)
+        assert self._runtime is not None  # it waits in there, or _start() has run
+        self._runtime.waits.discard(self)
         self._wake()
-
-
-def borrower_of(me: Call) -> Call | None:
-    """A call that runs in the slot of `me`, or of one that this runs inside of."""
-    lender: Call | None = me
-    while lender is not None:
-        borrower = lender.borrower
-        if borrower is not None and borrower.state != ENDED:
-            return borrower
-        lender = lender.pool.host
-    return None
 
 
 def _sleeper() -> tuple[Callable[[], object], Callable[[float | None], bool]]:

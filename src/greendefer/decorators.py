@@ -4,93 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from functools import partial
 from types import MethodType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
-from .blocking import BlockingIterator, as_blocking
-from .bridge import call_and_wait
+from .behaviours import Blocking, Iterates, PoolChoice, ReturnsDeferred
+from .blocking import BlockingIterator
 from .errors import shown
 from .iterators import GreenIterator
-from .policy import OnCancel, Timeouts, check_count, check_seconds
+from .policy import OnCancel, Timeouts
 from .pool import default_pool
-from .stream import Stream
-from .wrapping import (
-    Behaviour,
-    OnAPool,
-    PoolChoice,
-    ReturnsDeferred,
-    apply,
-    behaviour_of,
-    check_callable,
-    is_async,
-    is_generator,
-)
+from .wrapping import apply, behaviour_of, check_callable, is_async, is_generator
 
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C")
-
-
-class Blocking(Behaviour):
-    """:func:`blocking_from_greenlet`."""
-
-    decorator = "blocking_from_greenlet"
-
-    def __init__(self, timeout: float | None) -> None:
-        check_seconds("timeout=...", timeout)
-        self.timeout = timeout
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"timeout": self.timeout}
-
-    def wrapper(
-        self,
-        wrapped: Callable[..., Any],
-        instance: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        def call() -> Any:
-            result = wrapped(*args, **kwargs)
-            return result if type(result) is Deferred else as_blocking(result, self.timeout)
-
-        return call_and_wait(call, self.timeout)
-
-
-class Iterates(OnAPool):
-    """:func:`green_iterator`."""
-
-    decorator = "green_iterator"
-
-    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, prefetch: int) -> None:
-        super().__init__(pool, timeout)
-        check_count("prefetch=...", prefetch, 0)
-        self.prefetch = prefetch
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, "prefetch": self.prefetch}
-
-    def wrapper(
-        self,
-        wrapped: Callable[..., Any],
-        instance: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> GreenIterator[Any]:
-        return GreenIterator(
-            Stream(
-                self.choose(wrapped, instance),
-                partial(wrapped, *args, **kwargs),
-                getattr(wrapped, "__qualname__", repr(wrapped)),
-                self.timeouts,
-                self.prefetch,
-            )
-        )
 
 
 class _GreenDecorator(Protocol):

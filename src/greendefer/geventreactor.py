@@ -29,8 +29,7 @@ from twisted.internet.main import installReactor
 from .admission import Pool
 from .bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
 from .decorators import defer_to_greenlet
-from .home import installed_reactor
-from .reactor._installed import refuse_if_installed
+from .reactor._installed import installed_reactor, refuse_if_installed
 from .reactor._stock import native_kind
 from .reactor.interfaces import IReactorGreenlets
 from .reactor.resolver import GeventResolver

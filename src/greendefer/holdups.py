@@ -25,7 +25,7 @@ from .reactor.loops import ask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .home import GreenHome
+    from .runtime import GreenRuntime
 
 _log = Logger(namespace="greendefer")
 
@@ -56,8 +56,8 @@ def warn_of_holdups(seconds: float | None) -> None:
 class HoldupWatch:
     """Watches one hub."""
 
-    def __init__(self, home: GreenHome) -> None:
-        self._home = home
+    def __init__(self, runtime: GreenRuntime) -> None:
+        self._runtime = runtime
         self._inbox = SimpleQueue()
         self._answers = SimpleQueue()
         self._stopped = False
@@ -65,7 +65,7 @@ class HoldupWatch:
         self._join: Callable[[float], object] | None = None
         self._runs = False
         self.asleep: bool = True
-        home.wait.onlooker = self
+        runtime.wait.onlooker = self
 
     def wake(self) -> None:
         """There is something to do: watch it. Cheap; for the reactor's thread."""
@@ -89,7 +89,7 @@ class HoldupWatch:
     def hub_is_gone(self) -> None:
         """The reactor waits in another hub from now on."""
         self._stop(is_over=False)  # nobody holds this one, and nobody will answer
-        self._home.leave()
+        self._runtime.leave()
 
     def stop(self) -> None:
         """Nothing holds the loop any more, since this is its thread. What did has been logged
@@ -114,10 +114,10 @@ class HoldupWatch:
             if threshold is None:
                 self._pause(IDLE_SECONDS)
                 continue
-            turns = self._home.wait.turns
+            turns = self._runtime.wait.turns
             self._knock(threshold)
             self._pause(threshold / 2)
-            wait = self._home.wait
+            wait = self._runtime.wait
             # Results are delivered within the reactor's wait, too, where no turn is counted.
             if wait.turns == turns and wait.is_parked and self._out is None:
                 # Nothing happened, but our own knocking. (wake() may be called at any moment.)
@@ -127,7 +127,7 @@ class HoldupWatch:
 
     def _has_calls(self) -> bool:
         try:
-            return any(pool.active_calls() for pool in list(self._home.pools))
+            return any(pool._active_calls() for pool in list(self._runtime.pools))
         except RuntimeError:  # one was added meanwhile
             return True
 
@@ -145,7 +145,7 @@ class HoldupWatch:
         if self._stopped:
             return
         try:
-            ask(self._home.loop, self._answer, answers.put)
+            ask(self._runtime.loop, self._answer, answers.put)
         except ValueError:  # the loop is destroyed
             self._stopped = True
             return
@@ -154,7 +154,7 @@ class HoldupWatch:
             return
         except Empty:
             pass
-        frame = sys._current_frames().get(self._home.wait.hub.thread_ident)
+        frame = sys._current_frames().get(self._runtime.wait.hub.thread_ident)
         stack = traceback.extract_stack(frame) if frame is not None else None
         name, key = _culprit(frame)
         del frame
@@ -172,7 +172,7 @@ class HoldupWatch:
 
     def _answer(self, answer: Any) -> None:
         answer(True)
-        wait = self._home.wait
+        wait = self._runtime.wait
         reactors = wait.greenlet
         if reactors is None or wait.is_parked:
             self._out = None

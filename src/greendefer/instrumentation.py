@@ -83,7 +83,7 @@ def set_hooks(hooks: Iterable[Hook]) -> None:
                 f"{', '.join(_EVENTS)}"
             )
     _hooks = checked
-    admission.sight = _sight if checked else None
+    admission.observe = _observe if checked else None
 
 
 def get_hooks() -> tuple[Hook, ...]:
@@ -91,11 +91,11 @@ def get_hooks() -> tuple[Hook, ...]:
     return _hooks
 
 
-def _sight(call: Call) -> Sighting:
-    return Sighting(call, _hooks)
+def _observe(call: Call) -> CallObserver:
+    return CallObserver(call, _hooks)
 
 
-class Sighting:
+class CallObserver:
     """One call, as the hooks see it. Made when it is submitted, if there are any."""
 
     __slots__ = ("_details", "_hooks", "_started", "_submitted")

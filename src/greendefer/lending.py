@@ -33,7 +33,7 @@ def wait_begins(waiter: Call, call: Call) -> None:
                 "can ever go on."
             )
         seen = seen.waits_for
-    if call.is_queued and not call.pool.can_nest and _lender_for(waiter, call) is not None:
+    if call.is_queued and not call.pool._can_nest and _lender_for(waiter, call) is not None:
         raise WouldDeadlock(
             f"{waiter.name} waits for {call.name}, which is queued behind it on the same worker, "
             f"{call.pool!r}. Call the function itself instead, or submit it to a pool."
@@ -56,11 +56,11 @@ def lend_along(waiter: Call) -> None:
     call = waiter
     while call.waits_for is not None:
         call = call.waits_for
-    if call.is_queued and call.pool.can_nest:
+    if call.is_queued and call.pool._can_nest:
         for each in call.waiters:
             lender = _lender_for(each, call)
             if lender is not None:
-                call.pool.start_in_slot_of(lender, call)
+                call.pool._start_in_slot_of(lender, call)
                 return
 
 
@@ -68,7 +68,7 @@ def slot_is_back(lender: Call) -> None:
     """What `lender` waits for may need its slot once more."""
     lend_along(lender)
     if lender.hosted is not None:
-        for call in lender.hosted.active_calls():
+        for call in lender.hosted._active_calls():
             lend_along(call)
 
 
@@ -84,6 +84,17 @@ def _lender_for(waiter: Call, call: Call) -> Call | None:
         if each.pool is call.pool and each.is_running and each.borrower is None:
             return each
         to_ask += each.waiters
-        if each.pool.host is not None:
-            to_ask.append(each.pool.host)
+        if each.pool._host is not None:
+            to_ask.append(each.pool._host)
+    return None
+
+
+def borrower_of(me: Call) -> Call | None:
+    """The call that runs in the slot of `me`, or of one that this runs inside of."""
+    lender: Call | None = me
+    while lender is not None:
+        borrower = lender.borrower
+        if borrower is not None and not borrower.has_ended:
+            return borrower
+        lender = lender.pool._host
     return None

@@ -16,13 +16,14 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from .admission import Pool
+from .behaviours import Behaviour, PoolChoice
 from .errors import shown
 from .iterators import GreenIterator
 from .policy import Timeouts
-from .pool import PoolWorker
 from .proxycalls import Block, MethodOptions, ProxyCall, block_around, block_begins, block_ends
 from .stream import Stream
-from .wrapping import Behaviour, Decorated, PoolChoice, behaviour_of, is_async
+from .worker import PoolWorker
+from .wrapping import Decorated, behaviour_of, is_async
 
 _log = Logger(namespace="greendefer")
 
@@ -77,7 +78,7 @@ class Rules:
     def outgoing(
         self,
         value: Any,
-        place: Place,
+        scope: ProxyScope,
         options: MethodOptions | None = None,
         pool: Pool | None = None,
     ) -> Any:
@@ -94,19 +95,19 @@ class Rules:
             and not isinstance(value, (*_DATA, *self.plain_types))
         ):
             if kind is GeneratorType:
-                return place.iterator(value, options, pool=pool)
-            return proxy(value, self, place)
+                return scope.iterator(value, options, pool=pool)
+            return proxy(value, self, scope)
         return value
 
-    def entered(self, value: Any, place: Place) -> Any:
+    def entered(self, value: Any, scope: ProxyScope) -> Any:
         """`value` as ``__enter__`` returned it: proxied, unless it is data."""
         if _is_ours(value) or isinstance(value, self.plain_types):
             return value
         if isinstance(value, _DATA) and not self.asked_for(value):
             return value
-        return proxy(value, self, place)
+        return proxy(value, self, scope)
 
-    def attribute(self, owner: Any, name: str, value: Any, place: Place) -> Any:
+    def attribute(self, owner: Any, name: str, value: Any, scope: ProxyScope) -> Any:
         """`value` as an attribute: methods are wrapped, the others only if that was asked for."""
         if _is_ours(value) or behaviour_of(value) is not None:
             return value
@@ -115,20 +116,20 @@ class Rules:
                 isinstance(owner, ModuleType)
                 and not issubclass(value, (BaseException, enum.Enum, *self.plain_types))
             ):
-                return proxy(value, self, place)
+                return proxy(value, self, scope)
             return value
         if inspect.isroutine(value) or not self.asked_for(value):
             if not callable(value) or isinstance(value, self.plain_types) or is_async(value):
                 return value
-            return Decorated(value, Method(self, self.options_of(name), place, owner).wrapper)
-        return proxy(value, self, place)
+            return Decorated(value, Method(self, self.options_of(name), scope, owner).wrapper)
+        return proxy(value, self, scope)
 
 
 def _is_ours(value: Any) -> bool:
     return isinstance(value, (Proxy, GreenIterator, Deferred))
 
 
-class Place:
+class ProxyScope:
     """Where calls run: on whatever pool their options say, or on one worker that was entered.
 
     :ivar worker: that worker.
@@ -140,12 +141,12 @@ class Place:
         self.rules: Rules = rules
         self.worker: PoolWorker | None = worker
 
-    def here(self, owner: Any) -> Place:
+    def here(self, owner: Any) -> ProxyScope:
         """Where calls on `owner` run that are made by the current code."""
         if self.worker is None:
             block = block_around(owner)
             if block is not None:
-                return Place(self.rules, block.worker)
+                return ProxyScope(self.rules, block.worker)
         return self
 
     def outgoing(
@@ -159,10 +160,10 @@ class Place:
         return value
 
     def entered(self, value: Any, worker: PoolWorker, options: MethodOptions) -> Any:
-        place = Place(self.rules, worker)
+        scope = ProxyScope(self.rules, worker)
         if type(value) is GeneratorType:
-            return place.iterator(value, options, closes=False)
-        return self.rules.entered(value, place)
+            return scope.iterator(value, options, closes=False)
+        return self.rules.entered(value, scope)
 
     def iterator(
         self,
@@ -197,10 +198,10 @@ class Method(Behaviour):
 
     decorator = "green_proxy"
 
-    def __init__(self, rules: Rules, options: MethodOptions, place: Place, owner: Any) -> None:
+    def __init__(self, rules: Rules, options: MethodOptions, scope: ProxyScope, owner: Any) -> None:
         self._rules = rules
         self._options = options
-        self._place = place
+        self._place = scope
         self._owner = owner
 
     @property
@@ -217,9 +218,9 @@ class Method(Behaviour):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> ProxyCall:
-        place = self._place.here(self._owner)
-        pool = place.worker or self._options.choose(wrapped, instance)
-        return ProxyCall(place, self._options, pool, wrapped, args, kwargs)
+        scope = self._place.here(self._owner)
+        pool = scope.worker or self._options.choose(wrapped, instance)
+        return ProxyCall(scope, self._options, pool, wrapped, args, kwargs)
 
 
 if TYPE_CHECKING:
@@ -231,10 +232,10 @@ else:
 class Proxy(_ObjectProxy):
     """A transparent proxy; see :func:`green_proxy`."""
 
-    def __init__(self, obj: Any, rules: Rules, place: Place) -> None:
+    def __init__(self, obj: Any, rules: Rules, scope: ProxyScope) -> None:
         super().__init__(obj)
         self._self_rules = rules
-        self._self_place = place
+        self._self_place = scope
         self._self_blocks: list[Block] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -276,14 +277,14 @@ class Proxy(_ObjectProxy):
     # ... and what to use instead.
 
     def __aiter__(self) -> GreenIterator[Any]:
-        obj, place = self.__wrapped__, self._self_place
-        return place.here(obj).iterator(obj, closes=False)
+        obj, scope = self.__wrapped__, self._self_place
+        return scope.here(obj).iterator(obj, closes=False)
 
     async def __aenter__(self) -> Any:
         obj, options = self.__wrapped__, self._self_rules.default
-        place = self._self_place.here(obj)
-        pool = place.worker or options.choose(obj, obj)
-        block = Block(place, pool, lambda: obj, type(obj).__qualname__, options)
+        scope = self._self_place.here(obj)
+        pool = scope.worker or options.choose(obj, obj)
+        block = Block(scope, pool, lambda: obj, type(obj).__qualname__, options)
         value = await block.enter()
         self._self_blocks.append(block)
         block_begins(obj, block)
@@ -336,12 +337,12 @@ class CallableProxy(Proxy):
         return method.wrapper(obj, None if isinstance(obj, type) else obj, args, kwargs)
 
 
-def proxy(obj: Any, rules: Rules, place: Place) -> Proxy:
+def proxy(obj: Any, rules: Rules, scope: ProxyScope) -> Proxy:
     """A proxy of `obj`. If that is a class, what it makes is proxied too."""
     if isinstance(obj, type):
         rules = replace(rules, result_types=(*rules.result_types, obj))
-        place = Place(rules, place.worker)
-    return (CallableProxy if callable(obj) else Proxy)(obj, rules, place)
+        scope = ProxyScope(rules, scope.worker)
+    return (CallableProxy if callable(obj) else Proxy)(obj, rules, scope)
 
 
 def _proxy_of_module(name: str, given: dict[str, Any]) -> Any:
@@ -461,7 +462,7 @@ def green_proxy(
             "methods": given,
         },
     )
-    return proxy(obj, rules, Place(rules))
+    return proxy(obj, rules, ProxyScope(rules))
 
 
 def _several(

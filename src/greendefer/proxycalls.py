@@ -15,16 +15,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .admission import Pool
+from .behaviours import PoolChoice, ReturnsDeferred
 from .call import Call
 from .errors import GreendeferError, PoolClosed, shown
-from .home import Home
 from .iterators import GreenIterator
 from .lending import lend_along
 from .policy import OnCancel, Timeouts, check_count
-from .pool import PoolWorker
+from .runtime import Runtime
 from .steps import close_one
 from .stream import take_worker
-from .wrapping import PoolChoice, ReturnsDeferred
+from .worker import PoolWorker
 
 _log = Logger(namespace="greendefer")
 
@@ -48,7 +48,7 @@ class MethodOptions(ReturnsDeferred):
         return {**super().options, "prefetch": self.prefetch}
 
 
-class Origin(Protocol):
+class Scope(Protocol):
     """What a call comes from, and what that makes of its result."""
 
     def outgoing(
@@ -83,7 +83,7 @@ class ProxyCall(Call):
 
     def __init__(
         self,
-        origin: Origin,
+        scope: Scope,
         options: MethodOptions,
         pool: Pool,
         f: Callable[..., Any],
@@ -92,8 +92,8 @@ class ProxyCall(Call):
     ) -> None:
         super().__init__(pool, f, args, kwargs, options.timeouts, options.on_cancel)
         self._options = options
-        self._origin = origin
-        self.addCallback(origin.outgoing, options, pool)
+        self._scope = scope
+        self.addCallback(scope.outgoing, options, pool)
         _begin_soon(self)
 
     @property
@@ -165,17 +165,17 @@ class ProxyCall(Call):
         f = self._claim()
         if f is None:
             return _iterate_later(self)
-        return self._origin.stream(self.pool, f, self.name, self._options)
+        return self._scope.stream(self.pool, f, self.name, self._options)
 
     async def __aenter__(self) -> Any:
         f = self._claim()
         if f is None:
-            value = self._origin.bare(await self)
+            value = self._scope.bare(await self)
             if hasattr(type(value), "__aenter__"):
                 self._value = value
                 return await type(value).__aenter__(value)
             f = partial(_same, value)
-        self._block = Block(self._origin, self.pool, f, self.name, self._options)
+        self._block = Block(self._scope, self.pool, f, self.name, self._options)
         return await self._block.enter()
 
     async def __aexit__(
@@ -190,9 +190,9 @@ class ProxyCall(Call):
 
 
 async def _iterate_later(call: ProxyCall) -> Any:
-    value = call._origin.bare(await call)
+    value = call._scope.bare(await call)
     if not hasattr(type(value), "__aiter__"):
-        value = call._origin.stream(call.pool, partial(_same, value), call.name, call._options)
+        value = call._scope.stream(call.pool, partial(_same, value), call.name, call._options)
     async for item in value:
         yield item
 
@@ -202,22 +202,22 @@ def _same(value: Any) -> Any:
 
 
 _pending: deque[ProxyCall] = deque()
-_pending_home: Home | None = None
+_pending_runtime: Runtime | None = None
 
 
 def _begin_soon(call: ProxyCall) -> None:
-    global _pending_home
-    home = call.pool._find_home()
+    global _pending_runtime
+    runtime = call.pool._find_runtime()
     _pending.append(call)
-    if _pending_home is not home:
-        _pending_home = home
-        home.call_soon(begin_all)
+    if _pending_runtime is not runtime:
+        _pending_runtime = runtime
+        runtime.call_soon(begin_all)
 
 
 def begin_all() -> None:
     """Begin the calls that were made, in their order."""
-    global _pending_home
-    _pending_home = None
+    global _pending_runtime
+    _pending_runtime = None
     while _pending:
         _pending.popleft().begin_now()
 
@@ -230,13 +230,13 @@ class Block:
 
     def __init__(
         self,
-        origin: Origin,
+        scope: Scope,
         pool: Pool,
         open_manager: Callable[[], Any],
         name: str,
         options: MethodOptions,
     ) -> None:
-        self._origin = origin
+        self._scope = scope
         self._owned = not isinstance(pool, PoolWorker)
         self.worker: PoolWorker = pool if isinstance(pool, PoolWorker) else take_worker(pool)
         self._open_manager = open_manager
@@ -252,13 +252,13 @@ class Block:
     async def enter(self) -> Any:
         worker = self.worker
         if self._owned:
-            worker.open(self._timeouts).addErrback(self._got_no_worker)
+            worker._open(self._timeouts).addErrback(self._got_no_worker)
         try:
             value = await worker._call(self._enter, (), {}, self._timeouts, "kill")
         except BaseException as e:  # GeneratorExit too: nobody will leave the block
             self._why = e
             if self._owned:
-                left = worker.leave(kill=True)
+                left = worker._leave(kill=True)
             else:
                 left = worker._call(self._exit_at_last, (), {}, None, "abandon")
             left.addErrback(self._failed_unheard)
@@ -267,7 +267,7 @@ class Block:
             raise
         finally:
             self._why = None if self._leave is not None else self._why
-        self._value = self._origin.entered(value, self.worker, self._options)
+        self._value = self._scope.entered(value, self.worker, self._options)
         return self._value
 
     def _got_no_worker(self, failure: Failure) -> None:
@@ -283,7 +283,7 @@ class Block:
         begin_all()
         worker = self.worker
         if exc is not None and self._owned:
-            worker.abort()
+            worker._abort()
         try:
             if isinstance(self._value, GreenIterator):
                 await self._value.aclose()  # which ends a step that runs
@@ -302,7 +302,7 @@ class Block:
             return bool(await worker._call(self._exit, args, {}, self._timeouts, "abandon"))
         finally:
             if self._owned:
-                left = worker.leave()
+                left = worker._leave()
                 left.addErrback(self._failed_unheard)
                 await left
 
@@ -323,11 +323,11 @@ class Block:
             leave = partial(kind.__exit__, manager)
             value = self._context.run(kind.__enter__, manager)
         self._leave = leave
-        self.worker.at_exit(self._exit_at_last)
+        self.worker._at_exit(self._exit_at_last)
         return value
 
     def _exit(self, *exc_info: Any) -> bool:
-        self.worker.not_at_exit(self._exit_at_last)
+        self.worker._not_at_exit(self._exit_at_last)
         leave, self._leave = self._leave, None
         assert leave is not None
         return bool(self._context.run(leave, *exc_info))

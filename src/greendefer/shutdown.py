@@ -12,7 +12,7 @@ from .policy import check_seconds
 if TYPE_CHECKING:
     from .admission import Pool
     from .call import Call
-    from .home import Home
+    from .runtime import Runtime
 
 MOMENT = 0.005
 """Seconds between two looks at whether all calls have ended, once the reactor takes no turns."""
@@ -61,13 +61,13 @@ class Shutdown:
     """The end of one reactor, for all pools on it. Twisted closes its thread pool in the same
     order: calls may be made until all that others do before shutdown is done."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._before: list[Call] = []
-        reactor = home.reactor
+        reactor = runtime.reactor
         reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
         reactor.addSystemEventTrigger("during", "shutdown", self._close)
-        reactor.addSystemEventTrigger("after", "shutdown", home.reactor_stopped)
+        reactor.addSystemEventTrigger("after", "shutdown", runtime.reactor_stopped)
         # Calls that are made once the reactor was told to stop are those of services that stop.
         # So this goes before the triggers that were registered earlier (twisted.internet.base,
         # _ThreePhaseEvent): what services call while they stop is not cut off with the old ones.
@@ -78,11 +78,11 @@ class Shutdown:
     def _begin(self) -> None:
         """The reactor was told to stop, and nobody has done anything about it yet."""
         for pool in self._pools():
-            pool.reject_queued(self._home)
-            self._before += pool.active_calls()
+            pool._reject_queued(self._runtime)
+            self._before += pool._active_calls()
 
     def _last_in_line(self) -> None:
-        self._home.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
+        self._runtime.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
 
     def _drain(self) -> Deferred[None]:
         """Give running calls their grace, and then what they do at their end."""
@@ -95,39 +95,39 @@ class Shutdown:
         def done(_: object = None) -> None:
             # After all results that are on the way, which may take several turns; and after what
             # the calls that ended last have asked of the reactor themselves.
-            home.deliver(home.call_soon, fire)
+            runtime.deliver(runtime.call_soon, fire)
 
         def kill() -> None:
             before, self._before = self._before, []
             if drained.called:
                 return
             for call in before:
-                if not call.pool.is_closed:  # whoever closes one himself has said how
-                    call.pool.end_now(call)
-            pools = [pool for pool in self._pools() if pool.can_kill]
-            DeferredList([pool.when_idle() for pool in pools]).addCallback(done)
-            home.deadlines.at(home.now() + _ending, done)
+                if not call.pool._is_closed:  # whoever closes one himself has said how
+                    call.pool._end_now(call)
+            pools = [pool for pool in self._pools() if pool._can_kill]
+            DeferredList([pool._when_idle() for pool in pools]).addCallback(done)
+            runtime.deadlines.at(runtime.now() + _ending, done)
 
-        home = self._home
-        if not home.pools:
+        runtime = self._runtime
+        if not runtime.pools:
             return succeed(None)
-        DeferredList([pool.when_idle() for pool in self._pools()]).addCallback(done)
-        home.deadlines.at(home.now() + _running, kill)
+        DeferredList([pool._when_idle() for pool in self._pools()]).addCallback(done)
+        runtime.deadlines.at(runtime.now() + _running, kill)
         return drained
 
     def _pools(self) -> list[Pool]:
-        return list(self._home.pools)
+        return list(self._runtime.pools)
 
     def _close(self) -> None:
         """Nothing holds the shutdown back any more, and the reactor takes no more turns."""
-        home = self._home
-        home.stopped = True
+        runtime = self._runtime
+        runtime.stopped = True
         for pool in self._pools():
             pool.close(grace=0)
-        home._flush(all_of_it=True)
+        runtime._flush(all_of_it=True)
         until = monotonic() + _ending
-        while any(pool.can_kill and pool.active_calls() for pool in self._pools()):
+        while any(pool._can_kill and pool._active_calls() for pool in self._pools()):
             if monotonic() >= until:
                 break
-            home.let_others_run()
-            home._flush(all_of_it=True)
+            runtime.let_others_run()
+            runtime._flush(all_of_it=True)

@@ -40,8 +40,8 @@ class Steps:
     :ivar waiting: a Deferred that the consumer waits for, if it does.
     :ivar closing: no more are wanted.
     :ivar call: the call that keeps the worker.
-    :ivar deliver: how the worker tells the consumer something: :meth:`.Home.deliver`.
-    :ivar now: the clock of the consumer's timeouts: :attr:`.Home.now`.
+    :ivar deliver: how the worker tells the consumer something: :meth:`.Runtime.deliver`.
+    :ivar now: the clock of the consumer's timeouts: :attr:`.Runtime.now`.
     :ivar posted: the consumer will be told that there are items.
     :ivar step_began: when the source was last asked for an item, if it is at work.
     """

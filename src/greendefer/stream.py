@@ -15,8 +15,8 @@ from .call import Call
 from .deadlines import Deadline
 from .errors import CallTimeout, GreendeferError, PoolClosed
 from .policy import Timeouts
-from .pool import PoolWorker, WithWorkers
 from .steps import Steps
+from .worker import PoolWorker, WithWorkers
 
 _log = Logger(namespace="greendefer")
 
@@ -97,7 +97,7 @@ class Stream(Steps):
         if timeouts is not None:
             if timeouts.total is not None:
                 assert self.worker is not None
-                self._total_at = self.worker.home.now() + timeouts.total
+                self._total_at = self.worker._runtime.now() + timeouts.total
             self._set_deadline()
         return waiting
 
@@ -120,7 +120,7 @@ class Stream(Steps):
         if worker is not self._pool:
             self._is_stepping = True  # first: it may have ended when this returns
             try:
-                worker.run_job(self)
+                worker._run_job(self)
             except GreendeferError as e:
                 self._is_stepping = False
                 if not isinstance(e, PoolClosed):
@@ -139,15 +139,15 @@ class Stream(Steps):
             self._has_slot = True
         else:
             worker = take_worker(pool)
-            entered = worker.open(self._timeouts)
+            entered = worker._open(self._timeouts)
             self.worker = worker
             entered.addCallbacks(self._got_slot, self._lost)
-            assert worker.host is not None
-            self.call = worker.host
-            worker.host.addBoth(self._worker_ended)
-        self.deliver = worker.home.deliver
-        self.now = worker.home.now
-        worker.at_exit(self.close_source)
+            assert worker._host is not None
+            self.call = worker._host
+            worker._host.addBoth(self._worker_ended)
+        self.deliver = worker._runtime.deliver
+        self.now = worker._runtime.now
+        worker._at_exit(self.close_source)
         return worker
 
     def _got_slot(self, _: None) -> None:
@@ -208,14 +208,14 @@ class Stream(Steps):
         assert self.worker is not None
         when = self._total_at
         if timeouts.running is not None and self._has_slot:
-            at = (self.step_began or self.worker.home.now()) + timeouts.running
+            at = (self.step_began or self.worker._runtime.now()) + timeouts.running
             when = at if when is None else min(when, at)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
         if when is not None:
             assert self.worker is not None
-            self._deadline = self.worker.home.deadlines.at(when, self._expire)
+            self._deadline = self.worker._runtime.deadlines.at(when, self._expire)
 
     def _expire(self) -> None:
         self._deadline = None
@@ -276,9 +276,9 @@ class Stream(Steps):
         assert worker is not None
         kill = kill and self._is_stepping
         if worker is not self._pool:
-            closed = worker.leave()
+            closed = worker._leave()
             if kill:
-                worker.kill_job(self)
+                worker._kill_job(self)
         else:
             if kill and self._call is not None:
                 self._call.cancel()
@@ -287,7 +287,7 @@ class Stream(Steps):
 
     def close_source(self) -> None:
         assert self.worker is not None
-        self.worker.not_at_exit(self.close_source)
+        self.worker._not_at_exit(self.close_source)
         super().close_source()
 
     def _left(self, result: Failure | None) -> None:

@@ -27,14 +27,14 @@ from .call import Call
 from .carriers.threads import execute
 from .deadlines import Deadlines
 from .errors import shown
-from .home import Home
-from .pool import WithWorkers
+from .runtime import Runtime
+from .worker import WithWorkers
 
 
 class _TestPool(WithWorkers):
-    _test_home: _TestHome
+    _test_home: _TestRuntime
 
-    def _find_home(self) -> Home:
+    def _find_runtime(self) -> Runtime:
         return self._test_home
 
 
@@ -56,10 +56,10 @@ class InlinePool(_TestPool):
 
     def __init__(self, name: str | None = "inline") -> None:
         super().__init__(1_000_000, name=name)  # as many as call each other
-        self._test_home = _TestHome(Clock())
+        self._test_home = _TestRuntime(Clock())
         self._bind()
 
-    def _make_carrier(self, home: Home) -> _Carrier:
+    def _make_carrier(self, runtime: Runtime) -> _Carrier:
         return _Carrier(self._test_home, _AtOnce(self._test_home))
 
 
@@ -103,11 +103,11 @@ class ClockPool(_TestPool):
             )
         super().__init__(size, max_queued=max_queued, name=name)
         self.clock = clock
-        self._test_home = _TestHome(clock)
+        self._test_home = _TestRuntime(clock)
         self._steps = _BySteps(self._test_home, clock)
         self._bind()
 
-    def _make_carrier(self, home: Home) -> _Carrier:
+    def _make_carrier(self, runtime: Runtime) -> _Carrier:
         return _Carrier(self._test_home, self._steps)
 
     @property
@@ -150,7 +150,7 @@ class _ClockTimer:
 
 
 class _NoReactor:
-    """What a home asks of its reactor, where there is none: it never stops, and what it is to do
+    """What a runtime asks of its reactor, where there is none: it never stops, and what it is to do
     soon it does now."""
 
     def callFromThread(self, f: Callable[..., object], *args: Any) -> None:
@@ -163,7 +163,7 @@ class _NoReactor:
         pass
 
 
-class _TestHome(Home):
+class _TestRuntime(Runtime):
     """Everything is here, and now."""
 
     def __init__(self, clock: Clock) -> None:
@@ -210,12 +210,12 @@ class _AtOnce:
 
     kind = "the caller's stack"
 
-    def __init__(self, home: _TestHome) -> None:
-        self.home = home
+    def __init__(self, runtime: _TestRuntime) -> None:
+        self.runtime = runtime
 
     def add(self, call: Any, run: Callable[[Any, float], object]) -> None:
         """Have ``run(call, seconds)`` called when its time has come."""
-        self.home.when_settled(partial(run, call), 0.0)
+        self.runtime.when_settled(partial(run, call), 0.0)
 
     def withdraw(self, call: Any) -> bool:
         """Forget it; ``False`` if it does not wait for its time."""
@@ -234,8 +234,8 @@ class _BySteps(_AtOnce):
 
     kind = "a clock"
 
-    def __init__(self, home: _TestHome, clock: Clock) -> None:
-        super().__init__(home)
+    def __init__(self, runtime: _TestRuntime, clock: Clock) -> None:
+        super().__init__(runtime)
         self._clock = clock
         self.ready: dict[Any, Callable[[Any, float], object]] = {}
         self._running: dict[Any, tuple[Any, Callable[..., object]]] = {}
@@ -277,29 +277,29 @@ class _Carrier:
     can_nest = True
     outlives_fork = True
 
-    def __init__(self, home: _TestHome, line: _AtOnce) -> None:
+    def __init__(self, runtime: _TestRuntime, line: _AtOnce) -> None:
         self.kind = line.kind
-        self._home = home
+        self._runtime = runtime
         self._line = line
 
     def start(self, call: Call) -> None:
         if call.hosted is None:
             self._line.add(call, self._run)
         else:
-            self._home.when_settled(self._host, call)
+            self._runtime.when_settled(self._host, call)
 
     def _run(self, call: Call, takes: float) -> None:
         if call.begin():
-            self._line.has_run(call, execute(cast(Any, call)), takes, self._home.end)
+            self._line.has_run(call, execute(cast(Any, call)), takes, self._runtime.end)
 
     def _host(self, call: Call) -> None:
         if call.begin():
-            call.carried_by = stack = _Stack(self._home, call)
+            call.carried_by = stack = _Stack(self._runtime, call)
             stack.enter()
 
     def withdraw(self, call: Call) -> bool:
         self._line.withdraw(call)
-        return call.claim()
+        return call.is_ready
 
     def kill(self, call: Call) -> None:
         if call.carried_by is None:
@@ -308,7 +308,7 @@ class _Carrier:
             call.carried_by.kill()
 
     def pinned(self) -> _WorkerCarrier:
-        return _WorkerCarrier(self._home, self._line)
+        return _WorkerCarrier(self._runtime, self._line)
 
     def stop(self) -> None:
         raise NotImplementedError("there is no reactor that could stop")
@@ -322,9 +322,9 @@ class _Stack(greenlet):
     :ivar killed: it is to end, and was at work when it was told.
     """
 
-    def __init__(self, home: _TestHome, call: Call) -> None:
+    def __init__(self, runtime: _TestRuntime, call: Call) -> None:
         super().__init__()
-        self._home = home
+        self._runtime = runtime
         self._call = call
         self._at_work = False
         self.killed: bool = False
@@ -373,7 +373,7 @@ class _Stack(greenlet):
         for fire, value in outbox:
             fire(value)
         if ended:
-            self._home.end(self._call, result)
+            self._runtime.end(self._call, result)
         return result
 
 
@@ -385,8 +385,8 @@ class _WorkerCarrier:
     can_nest = False
     outlives_fork = True
 
-    def __init__(self, home: _TestHome, line: _AtOnce) -> None:
-        self._home = home
+    def __init__(self, runtime: _TestRuntime, line: _AtOnce) -> None:
+        self._runtime = runtime
         self._line = line
         self._stack: _Stack | None = None
         self._early: list[Any] = []
@@ -402,11 +402,11 @@ class _WorkerCarrier:
             self._line.add(call, self._run)
 
     def withdraw(self, call: Call) -> bool:
-        if not call.claim():
+        if not call.is_ready:
             return False
         self._forget(call)
         if not call.pool.stats().queued:  # else the next one is about to be started
-            self._home.when_settled(self._go_on, None)
+            self._runtime.when_settled(self._go_on, None)
         return True
 
     def kill(self, call: Any) -> None:
@@ -424,18 +424,15 @@ class _WorkerCarrier:
         self._unfinished.discard(call)
         return True
 
-    def pinned(self) -> _WorkerCarrier:
-        raise NotImplementedError("a worker has no workers")
-
     def stop(self) -> None:
         self._stopped = True
-        self._home.when_settled(self._go_on, None)
+        self._runtime.when_settled(self._go_on, None)
 
     def serve(self) -> None:
         stack = getcurrent()
         assert isinstance(stack, _Stack)
         self._stack = stack
-        self._home.deliver(self._begin, None)
+        self._runtime.deliver(self._begin, None)
         job = stack.park()
         while job is not None:
             job = stack.park(execute(job))
@@ -467,5 +464,5 @@ class _WorkerCarrier:
 
     def _ended(self, call: Any, result: Any) -> None:
         self._unfinished.discard(call)
-        self._home.end(call, result)
+        self._runtime.end(call, result)
         self._go_on()

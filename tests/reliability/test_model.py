@@ -309,7 +309,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.refill()
         d = call.d
         d._deadline.cancel()
-        d._deadline = d.pool.home.deadlines.at(d.pool.home.now(), d._expire)
+        d._deadline = d.pool._runtime.deadlines.at(d.pool._runtime.now(), d._expire)
 
     @precondition(lambda self: self.having("running"))
     @rule(which=which)

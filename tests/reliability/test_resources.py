@@ -363,8 +363,8 @@ def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
 
 
 def test_our_clock_is_monotonic() -> None:
-    from greendefer import bridge, crossing, deadlines, holdups, home
+    from greendefer import bridge, crossing, deadlines, holdups, runtime
 
-    for module in bridge, crossing, deadlines, home, holdups:
+    for module in bridge, crossing, deadlines, runtime, holdups:
         assert module.monotonic is time.monotonic  # type: ignore[attr-defined]
-    assert home.Home.now is time.monotonic
+    assert runtime.Runtime.now is time.monotonic

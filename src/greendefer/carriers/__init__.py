@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ..call import Call
-    from ..home import Home
+    from ..runtime import Runtime
 
 
 class Carrier(Protocol):
@@ -34,14 +34,15 @@ class Carrier(Protocol):
     def kill(self, call: Call) -> None:
         """End a running call, which may take its time or refuse. Only where `can_kill`."""
 
-    def pinned(self) -> PinnedCarrier:
-        """One of its workers, to be kept for several calls.
-
-        :raises GreendeferError: it has none that could be.
-        """
-
     def stop(self) -> None:
         """The reactor has stopped: let go of what was kept for later calls."""
+
+
+class CarrierWithWorkers(Carrier, Protocol):
+    """One whose calls run on workers of its own."""
+
+    def pinned(self) -> PinnedCarrier:
+        """One of its workers, to be kept for several calls."""
 
 
 class Job(Protocol):
@@ -91,16 +92,16 @@ class PinnedCarrier(Carrier, Protocol):
         """Run calls as they come, on the worker, until ``stop()``."""
 
 
-class Errand:
+class WorkItem:
     """A job on its way to another thread, and its results on their way back.
 
     It can be taken once: by the thread that runs it, or by the reactor's, which withdraws it.
     """
 
-    __slots__ = ("_takers", "carried_by", "home", "job")
+    __slots__ = ("_takers", "carried_by", "job", "runtime")
 
-    def __init__(self, home: Home, job: Job) -> None:
-        self.home: Home = home
+    def __init__(self, runtime: Runtime, job: Job) -> None:
+        self.runtime: Runtime = runtime
         self.job: Job = job
         self.carried_by: Any = None
         job.carried_by = self
@@ -138,16 +139,16 @@ class Errand:
 
     def begun(self) -> None:
         """It was taken, and runs now."""
-        if self.home.is_here():  # as in a "thread" of a patched executor, which is a greenlet
+        if self.runtime.is_here():  # as in a "thread" of a patched executor, which is a greenlet
             self.job.begin()
         else:
-            self.home.deliver(_begin, self.job)
+            self.runtime.deliver(_begin, self.job)
 
     def run(self) -> Any:
         return self.job.run()
 
     def end(self, result: Any) -> None:
-        self.home.deliver(self.job.end, result)
+        self.runtime.deliver(self.job.end, result)
 
 
 def _begin(job: Job) -> None:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
-import pickle
 import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import AbstractContextManager
-from contextvars import copy_context
-from functools import partial
 from time import monotonic
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
@@ -22,14 +16,14 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
 from ..errors import ExecutorFailed, GreendeferError, shown
-from . import Errand
+from . import WorkItem
 from .native import ENDING_SECONDS, native_sleep
+from .pickling import pickled, run_pickled
 from .threads import execute
 
 if TYPE_CHECKING:
     from ..call import Call
-    from ..home import Home
-    from . import PinnedCarrier
+    from ..runtime import Runtime
 
 
 native_waitpid: Callable[[int, int], tuple[int, int]] = monkey.get_original("os", "waitpid")
@@ -45,8 +39,8 @@ class ExecutorCarrier:
     can_nest = False
     outlives_fork = False
 
-    def __init__(self, home: Home, executor: Executor | Callable[[], Executor]) -> None:
-        self._home = home
+    def __init__(self, runtime: Runtime, executor: Executor | Callable[[], Executor]) -> None:
+        self._runtime = runtime
         self._executor: Executor | None = None
         self._make: Callable[[], Executor] | None = None
         if isinstance(executor, Executor):
@@ -57,49 +51,47 @@ class ExecutorCarrier:
         self._is_ours = False
         self._is_broken = False
         self._submitted = 0
-        self._to_submit: deque[Errand] = deque()
+        self._to_submit: deque[WorkItem] = deque()
         self._submits = False
 
     def start(self, call: Call) -> None:
-        self._to_submit.append(Errand(self._home, call))
+        self._to_submit.append(WorkItem(self._runtime, call))
         if not self._submits:
             self._submits = True
-            self._home.call_where_it_may_wait(self._submit_all)
+            self._runtime.call_where_it_may_wait(self._submit_all)
 
     def withdraw(self, call: Call) -> bool:
-        errand: Errand = call.carried_by
-        future: Future[Any] | None = errand.carried_by
-        return errand.claim() or (future is not None and future.cancel())
+        item: WorkItem = call.carried_by
+        future: Future[Any] | None = item.carried_by
+        return item.claim() or (future is not None and future.cancel())
 
     # Where it may wait: submit() starts threads and processes, and takes locks.
 
     def _submit_all(self) -> None:
         while self._to_submit:
-            errand = self._to_submit.popleft()
-            if errand.claim():
+            item = self._to_submit.popleft()
+            if item.claim():
                 try:
-                    self._submit(errand)
+                    self._submit(item)
                 except BaseException as e:  # pickling runs code of the arguments' own
                     error = e
                     if not isinstance(e, GreendeferError):
                         what = self._executor or "what should make the executor"
-                        error = ExecutorFailed(
-                            f"{errand.name}: {shown(what)} refused it: {shown(e)}"
-                        )
+                        error = ExecutorFailed(f"{item.name}: {shown(what)} refused it: {shown(e)}")
                         error.__cause__ = e
-                    errand.end(Failure(error))
+                    item.end(Failure(error))
         self._submits = False
 
-    def _submit(self, errand: Errand) -> None:
+    def _submit(self, item: WorkItem) -> None:
         executor = self._executor
         if executor is None or self._is_broken:
             executor = self._replace(executor)
         f: Callable[[Any], Any] = run_pickled
-        what: Any = errand
+        what: Any = item
         if _has_threads(executor):
-            f = _run_errand
+            f = _run_item
         else:
-            what = pickled(errand.call)
+            what = pickled(item.call)
         try:
             future = executor.submit(f, what)
         except BrokenExecutor:
@@ -107,13 +99,13 @@ class ExecutorCarrier:
                 raise
             executor = self._replace(executor)
             future = executor.submit(f, what)  # it has never run
-        errand.carried_by = future
+        item.carried_by = future
         self._submitted += 1
-        if what is not errand:
+        if what is not item:
             # Nobody tells us when a process really starts it. A thread does by itself.
-            errand.begun()
+            item.begun()
         future.add_done_callback(  # in whichever thread
-            lambda future: self._home.deliver(lambda _: self._done(errand, executor, future), None)
+            lambda future: self._runtime.deliver(lambda _: self._done(item, executor, future), None)
         )
 
     @property
@@ -134,10 +126,10 @@ class ExecutorCarrier:
 
     # In the reactor's thread.
 
-    def _done(self, errand: Errand, executor: Executor, future: Future[Any]) -> None:
+    def _done(self, item: WorkItem, executor: Executor, future: Future[Any]) -> None:
         self._submitted -= 1
-        call = errand.call
-        if call.carried_by is not errand:
+        call = item.call
+        if call.carried_by is not item:
             return  # it was withdrawn
         result: Any
         if future.cancelled():
@@ -164,9 +156,6 @@ class ExecutorCarrier:
 
     def kill(self, call: Call) -> None:
         raise NotImplementedError("an executor can't kill")
-
-    def pinned(self) -> PinnedCarrier:
-        raise NotImplementedError("an executor does not tell its workers apart")
 
     def stop(self) -> None:
         executor = self._executor
@@ -241,92 +230,11 @@ def _another(broken: Any) -> Executor:
     return another
 
 
-def _run_errand(errand: Errand) -> Any:
+def _run_item(item: WorkItem) -> Any:
     """What the threads of a ThreadPoolExecutor run."""
-    errand.begun()
-    result = execute(errand)
+    item.begun()
+    result = execute(item)
     if isinstance(result, Failure):
         assert result.value is not None
         raise result.value.with_traceback(result.tb)
     return result
-
-
-# A call as bytes. It is pickled here and not by the executor, which may do so in a thread of its
-# own, where an error is not the call's. Functions go by name, as always; but the name of a
-# decorated function is that of what the decorator has made of it. So the way from there to the
-# function itself goes with it.
-
-
-def pickled(call: Call) -> bytes:
-    """
-    :raises GreendeferError: it can't be.
-    """
-    data = io.BytesIO()
-    try:
-        what = (call.f, *call.arguments, call.pool.around)
-        _Pickler(data, pickle.HIGHEST_PROTOCOL).dump(what)
-    except Exception as e:
-        raise GreendeferError(
-            f"{call.name} can't be sent to another process: {safe_str(e)}. The function, and what "
-            "its pool has `around` calls, must be such that they can be imported there by their "
-            "names (no lambda, none defined in a function), and its arguments must be picklable."
-        ) from e
-    return data.getvalue()
-
-
-def run_pickled(data: bytes) -> Any:
-    """Run a call. In the worker process."""
-    f, args, kwargs, around = pickle.loads(data)
-    if around is not None:
-        f = partial(_run_inside, around, f)
-    return copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
-
-
-def _run_inside(
-    around: Callable[[], AbstractContextManager[object]],
-    f: Callable[..., Any],
-    /,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    with around():
-        return f(*args, **kwargs)
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is FunctionType:
-            steps = _steps_to(obj)
-            if steps:
-                return _resolve, (obj.__module__, obj.__qualname__, steps)
-        elif type(obj) is MethodType:
-            # By default it is getattr(obj.__self__, name): the decorated one.
-            return _bind, (obj.__func__, obj.__self__)
-        return NotImplemented
-
-
-def _steps_to(f: FunctionType) -> tuple[str, ...] | None:
-    """The attributes that lead from what has the name of `f` to `f`."""
-    try:
-        named = _resolve(f.__module__, f.__qualname__, ())
-    except (AttributeError, ImportError):
-        return None
-    found: list[tuple[Any, tuple[str, ...]]] = [(named, ())]
-    for obj, steps in found:
-        if obj is f:
-            return steps
-        if len(steps) < 4:
-            names = [name for name in ("__wrapped__", "__func__") if hasattr(obj, name)]
-            found.extend((getattr(obj, name), (*steps, name)) for name in names)
-    return None
-
-
-def _resolve(module: str, qualname: str, steps: tuple[str, ...]) -> Any:
-    obj: Any = importlib.import_module(module)
-    for name in (*qualname.split("."), *steps):
-        obj = getattr(obj, name)
-    return obj
-
-
-def _bind(f: Callable[..., Any], instance: Any) -> Any:
-    return MethodType(f, instance)

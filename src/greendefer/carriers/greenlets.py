@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 _log = Logger(namespace="greendefer")
 
-IDLE_SECONDS = 10.0
+TRIM_SECONDS = 10.0
 """How often idle workers are looked at; those that nobody needed since the last time go."""
 
 
-class Place(Protocol):
+class HubHandle(Protocol):
     """A hub, and whose it is: the reactor's, or a thread's that carries calls for another one."""
 
     hub: Any
     loop: Any
 
-    def make_way(self) -> None:
+    def yield_to_reactor(self) -> None:
         """A greenlet is about to switch to the hub: let others run who should be first."""
 
     @property
@@ -126,11 +126,11 @@ class Worker(greenlet):
         """What is to be raised in this worker, now, to end `call`."""
         self.retired = True  # somebody may yet switch to it for what the call was waiting for
         self.killed = call
-        place = self._carrier.place
+        handle = self._carrier.handle
 
         def gone(_: object) -> None:
             if call in self.calls:
-                place.call_soon(self.log_swallowed, call)
+                handle.call_soon(self.log_swallowed, call)
 
         # The exception lives for as long as it propagates: while `finally` blocks run, it is the
         # one being handled. Once it is gone, and the call is not, somebody has swallowed it.
@@ -153,13 +153,13 @@ class Worker(greenlet):
         if self.kill_next in self.calls and getcurrent() is not self:
             # From the hub: this is the reactor's greenlet, perhaps of another thread, and when a
             # worker ends it is its parent that goes on, the hub.
-            place = self._carrier.place
-            ask(place.loop, throw_kill, place, self.kill_next)
+            handle = self._carrier.handle
+            ask(handle.loop, throw_kill, handle, self.kill_next)
 
     def switch_out(self) -> None:
         # The hub calls this in a greenlet that is about to switch to it (gevent/
         # _greenlet_primitives.py, SwitchOutGreenletWithLoop.switch).
-        self._carrier.make_way()
+        self._carrier.yield_to_reactor()
 
 
 class GreenletCarrier:
@@ -171,13 +171,13 @@ class GreenletCarrier:
     can_nest = True
     outlives_fork = True
 
-    def __init__(self, place: Place) -> None:
-        self.hub: Any = place.hub
-        self.make_way: Callable[[], None] = place.make_way
+    def __init__(self, handle: HubHandle) -> None:
+        self.hub: Any = handle.hub
+        self.yield_to_reactor: Callable[[], None] = handle.yield_to_reactor
         self.idle: list[Worker] = []
         self.workers = 0
-        self.place = place
-        self._loop = place.loop
+        self.handle = handle
+        self._loop = handle.loop
         self.ready: deque[Job] = deque()
         self._scheduled = False
         self.until: float = 0.0
@@ -192,13 +192,13 @@ class GreenletCarrier:
             self._loop.run_callback(self._dispatch)
 
     def withdraw(self, call: Call) -> bool:
-        return call.claim()  # it will not begin
+        return call.is_ready  # it will not begin
 
     def kill(self, call: Call) -> None:
-        self._loop.run_callback(throw_kill, self.place, call)
+        self._loop.run_callback(throw_kill, self.handle, call)
 
     def pinned(self) -> PinnedGreenletCarrier:
-        return PinnedGreenletCarrier(self.place)
+        return PinnedGreenletCarrier(self.handle)
 
     def stop(self) -> None:
         pass  # idle workers go with the hub
@@ -226,7 +226,7 @@ class GreenletCarrier:
                 self._next_round.close()
                 self._next_round = None
             if self._trimmer is None:
-                self._trimmer = self._loop.timer(IDLE_SECONDS, IDLE_SECONDS, ref=False)
+                self._trimmer = self._loop.timer(TRIM_SECONDS, TRIM_SECONDS, ref=False)
                 self._trimmer.start(self._trim)
 
     def _trim(self) -> None:
@@ -250,8 +250,8 @@ class PinnedGreenletCarrier:
     can_nest = False
     outlives_fork = True
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, handle: HubHandle) -> None:
+        self._handle = handle
         self._ready: deque[Job] = deque()
         self._waiter: Any = None
         self._stopped = False
@@ -261,13 +261,10 @@ class PinnedGreenletCarrier:
         self._wake()
 
     def withdraw(self, call: Call) -> bool:
-        return call.claim()
+        return call.is_ready
 
     def kill(self, call: Job) -> None:
-        self._place.loop.run_callback(throw_kill, self._place, call)
-
-    def pinned(self) -> PinnedGreenletCarrier:
-        raise NotImplementedError("a worker has no workers")
+        self._handle.loop.run_callback(throw_kill, self._handle, call)
 
     def stop(self) -> None:
         self._stopped = True
@@ -276,7 +273,7 @@ class PinnedGreenletCarrier:
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self._place.loop.run_callback(waiter.switch, None)
+            self._handle.loop.run_callback(waiter.switch, None)
 
     def serve(self) -> None:
         worker = getcurrent()
@@ -286,12 +283,12 @@ class PinnedGreenletCarrier:
                 worker.execute(self._ready.popleft())
             if self._stopped:
                 return
-            waiter: Waiter[None] = Waiter(self._place.hub)
+            waiter: Waiter[None] = Waiter(self._handle.hub)
             self._waiter = waiter
             waiter.get()
 
 
-def throw_kill(place: Place, call: Job) -> None:
+def throw_kill(handle: HubHandle, call: Job) -> None:
     """Raise :class:`Kill` in a running call. From the hub that it runs on."""
     worker: Worker | None = call.carried_by
     if worker is None or call not in worker.calls or call.is_leaving:

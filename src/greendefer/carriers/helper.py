@@ -9,17 +9,17 @@ import gevent
 from gevent.hub import Waiter
 
 from ..reactor.loops import ask
-from . import Errand, Job
+from . import Job, WorkItem
 from .greenlets import GreenletCarrier, PinnedGreenletCarrier, throw_kill
 from .native import ENDING_SECONDS, allocate_lock, start_thread
 
 if TYPE_CHECKING:
     from ..call import Call
-    from ..home import Home
+    from ..runtime import Runtime
 
 
 class HelperHub:
-    """gevent's hub, running in a thread of its own: a :class:`~.greenlets.Place`.
+    """gevent's hub, running in a thread of its own: a :class:`~.greenlets.HubHandle`.
 
     :raises RuntimeError: the thread can't be started.
     :raises OSError: its hub can't be made: there are no descriptors left, say.
@@ -28,8 +28,8 @@ class HelperHub:
     hub: Any
     loop: Any
 
-    def __init__(self, home: Home) -> None:
-        self.call_soon: Callable[..., object] = home.call_soon
+    def __init__(self, runtime: Runtime) -> None:
+        self.call_soon: Callable[..., object] = runtime.call_soon
         self._ended: Any = None
         self._failed: BaseException | None = None
         is_there = allocate_lock()
@@ -39,7 +39,7 @@ class HelperHub:
         if self._failed is not None:
             raise self._failed
 
-    def make_way(self) -> None:
+    def yield_to_reactor(self) -> None:
         pass  # there is no reactor here that should be first
 
     def ask(self, f: Callable[..., object], *args: Any) -> None:
@@ -82,23 +82,23 @@ class HelperCarrier:
     can_nest = True
     outlives_fork = False
 
-    def __init__(self, home: Home, helper: HelperHub) -> None:
-        self._home = home
+    def __init__(self, runtime: Runtime, helper: HelperHub) -> None:
+        self._runtime = runtime
         self._helper = helper
         self._there = GreenletCarrier(helper)
 
     def start(self, call: Call) -> None:
-        self._helper.ask(self._there.start, Errand(self._home, call))
+        self._helper.ask(self._there.start, WorkItem(self._runtime, call))
 
     def withdraw(self, call: Call) -> bool:
-        errand: Errand = call.carried_by
-        return errand.claim()
+        item: WorkItem = call.carried_by
+        return item.claim()
 
     def kill(self, call: Call) -> None:
         _kill_there(self._helper, call)
 
     def pinned(self) -> PinnedHelperCarrier:
-        return PinnedHelperCarrier(self._home, self._helper, self._there)
+        return PinnedHelperCarrier(self._runtime, self._helper, self._there)
 
     def stop(self) -> None:
         self._there.stop()
@@ -112,23 +112,20 @@ class PinnedHelperCarrier:
     can_nest = False
     outlives_fork = False
 
-    def __init__(self, home: Home, helper: HelperHub, carrier: GreenletCarrier) -> None:
-        self._home = home
+    def __init__(self, runtime: Runtime, helper: HelperHub, carrier: GreenletCarrier) -> None:
+        self._runtime = runtime
         self._helper = helper
         self._there: PinnedGreenletCarrier = carrier.pinned()
 
     def start(self, call: Job) -> None:
-        self._helper.ask(self._there.start, Errand(self._home, call))
+        self._helper.ask(self._there.start, WorkItem(self._runtime, call))
 
     def withdraw(self, call: Call) -> bool:
-        errand: Errand = call.carried_by
-        return errand.claim()
+        item: WorkItem = call.carried_by
+        return item.claim()
 
     def kill(self, call: Job) -> None:
         _kill_there(self._helper, call)
-
-    def pinned(self) -> PinnedHelperCarrier:
-        raise NotImplementedError("a worker has no workers")
 
     def stop(self) -> None:
         self._helper.ask(self._there.stop)

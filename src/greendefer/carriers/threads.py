@@ -12,12 +12,12 @@ from greenlet import getcurrent
 from twisted.python.failure import Failure
 
 from ..errors import GreendeferError
-from . import Errand, Job
+from . import Job, WorkItem
 from .native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 
 if TYPE_CHECKING:
     from ..call import Call
-    from ..home import Home
+    from ..runtime import Runtime
 
 _number = count(1).__next__
 
@@ -30,33 +30,33 @@ class ThreadCarrier:
     can_nest = True
     outlives_fork = False
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._idle: deque[_Thread] = deque()
 
     def start(self, call: Call) -> None:
-        errand = Errand(self._home, call)
+        item = WorkItem(self._runtime, call)
         idle = self._idle
         while idle:
-            if idle.pop().take(errand):
+            if idle.pop().take(item):
                 return
         try:
-            _Thread(self, errand)
+            _Thread(self, item)
         except RuntimeError as e:
-            errand.claim()  # it was shown to nobody else
+            item.claim()  # it was shown to nobody else
             error = GreendeferError(f"{call.name}: no thread could be started for it: {e}")
             error.__cause__ = e
-            errand.end(Failure(error))
+            item.end(Failure(error))
 
     def withdraw(self, call: Call) -> bool:
-        errand: Errand = call.carried_by
-        return errand.claim()
+        item: WorkItem = call.carried_by
+        return item.claim()
 
     def kill(self, call: Call) -> None:
         raise NotImplementedError("a thread can't be killed")
 
     def pinned(self) -> PinnedThreadCarrier:
-        return PinnedThreadCarrier(self._home)
+        return PinnedThreadCarrier(self._runtime)
 
     def stop(self) -> None:
         idle = list(self._idle)
@@ -71,7 +71,7 @@ class ThreadCarrier:
         idle = self._idle
         while idle and idle[0].has_left:
             idle.popleft()
-        if self._home.stopped:
+        if self._runtime.stopped:
             thread.take(None)
         else:
             idle.append(thread)
@@ -81,29 +81,29 @@ class ThreadCarrier:
 class _Thread:
     """One thread, which waits for its next call in a mailbox of its own."""
 
-    def __init__(self, carrier: ThreadCarrier, errand: Errand) -> None:
+    def __init__(self, carrier: ThreadCarrier, item: WorkItem) -> None:
         self._carrier = carrier
         self._inbox = SimpleQueue()
-        self._inbox.put(errand)
+        self._inbox.put(item)
         # Whoever takes it decides: the reactor's thread, that there is one more call to run; this
         # one, that it was idle for long enough.
         self._vacant: list[bool] = []
         self.has_left: bool = False
         self.join: Callable[[float], object] = start_thread(self._run, f"greendefer-{_number()}")
 
-    def take(self, errand: Errand | None) -> bool:
+    def take(self, item: WorkItem | None) -> bool:
         """Run this one next; ``None`` ends the thread. ``False`` if it has ended by itself."""
         try:
             self._vacant.pop()
         except IndexError:
             return False
-        self._inbox.put(errand)
+        self._inbox.put(item)
         return True
 
     def _run(self) -> None:
         while True:
             try:
-                errand = self._inbox.get(timeout=IDLE_SECONDS)
+                item = self._inbox.get(timeout=IDLE_SECONDS)
             except Empty:
                 try:
                     self._vacant.pop()
@@ -111,34 +111,34 @@ class _Thread:
                     continue  # there is one on the way
                 self.has_left = True
                 return
-            if errand is None:
+            if item is None:
                 return
-            if errand.begin():
-                result = execute(errand)
-                call, home = errand.call, errand.home
-                del errand
+            if item.begin():
+                result = execute(item)
+                call, runtime = item.call, item.runtime
+                del item
                 self._vacant.append(True)
-                home.deliver(self._ended, (call, result))
+                runtime.deliver(self._ended, (call, result))
                 del call, result
             else:  # it was withdrawn, and nothing will be heard of it
-                del errand
+                del item
                 self._vacant.append(True)
-                self._carrier._home.deliver(self._carrier._idle.append, self)
+                self._carrier._runtime.deliver(self._carrier._idle.append, self)
 
     def _ended(self, ended: tuple[Call, Any]) -> None:
         self._carrier.ended(self, *ended)
 
 
-def execute(errand: Errand) -> Any:
+def execute(item: WorkItem) -> Any:
     """Run one call that has begun, in this thread.
 
     :returns: its result, or a Failure.
     """
     current: Any = getcurrent()
     outer = getattr(current, "greendefer_call", None)
-    current.greendefer_call = errand.call  # see current_call()
+    current.greendefer_call = item.call  # see current_call()
     try:
-        return errand.run()
+        return item.run()
     except BaseException:
         return Failure()
     finally:
@@ -153,28 +153,25 @@ class PinnedThreadCarrier:
     can_nest = False
     outlives_fork = False
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._inbox = SimpleQueue()
 
     def start(self, call: Job) -> None:
-        self._inbox.put(Errand(self._home, call))
+        self._inbox.put(WorkItem(self._runtime, call))
 
     def withdraw(self, call: Call) -> bool:
-        errand: Errand = call.carried_by
-        return errand.claim()
+        item: WorkItem = call.carried_by
+        return item.claim()
 
     def kill(self, call: Job) -> None:
         raise NotImplementedError("a thread can't be killed")
-
-    def pinned(self) -> PinnedThreadCarrier:
-        raise NotImplementedError("a worker has no workers")
 
     def stop(self) -> None:
         self._inbox.put(None)
 
     def serve(self) -> None:
-        while (errand := self._inbox.get()) is not None:
-            if errand.begin():
-                errand.end(execute(errand))
-            del errand
+        while (item := self._inbox.get()) is not None:
+            if item.begin():
+                item.end(execute(item))
+            del item

@@ -1,4 +1,4 @@
-"""A reactor that is there already: which one, and who imported it."""
+"""The reactor that is installed: which one it is, whose thread this is, and who imported it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,60 @@ import re
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from gevent import hub as gevent_hub
+from twisted.python import threadable
+
+from ..errors import GreendeferError
+from .wait import get_thread_ident
+
+if TYPE_CHECKING:
+    from .wait import CooperativeWait
+
+_MAIN_THREAD: int = gevent_hub.MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
 
 _IMPORT = re.compile(
     r"\s*(from\s+twisted\.internet\s+import\b.*\breactor\b|import\s+twisted\.internet\.reactor\b)"
 )
+
+
+def installed_reactor() -> Any:
+    """The reactor, if there is one. Looking must never install Twisted's default one.
+
+    :raises GreendeferError: no reactor is installed.
+    """
+    reactor = sys.modules.get("twisted.internet.reactor")
+    if reactor is None:
+        raise GreendeferError(
+            "No reactor is installed, and greendefer never installs Twisted's default one for "
+            "you. Call greendefer.install() at the top of the program, before anything imports "
+            "twisted.internet.reactor."
+        )
+    return reactor
+
+
+def is_reactor_thread(reactor: Any) -> bool:
+    """Is the calling thread the one that runs, or will run, the reactor?
+
+    Where Twisted itself was imported patched, its threads are greenlets: for a reactor that is
+    not ours, the answer is then ``True`` in the greenlet that runs it, and in no other.
+    """
+    wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
+    if wait is not None:
+        return wait.is_this_thread()
+    if threadable.ioThread is None:  # it does not run yet
+        return bool(get_thread_ident() == _MAIN_THREAD)
+    return bool(threadable.isInIOThread())
+
+
+def name_of(reactor: Any) -> str:
+    return f"{type(reactor).__module__}.{type(reactor).__qualname__}"
+
+
+def has_stopped(reactor: Any) -> bool:
+    """Has a reactor stopped for good? What it is asked to call will never be called then."""
+    return bool(getattr(reactor, "_startedBefore", False)) and not reactor.running
 
 
 def refuse_if_installed() -> None:
@@ -32,8 +81,8 @@ def refuse_if_installed() -> None:
         )
     importers = [*_modules_with(reactor), *_frames_with(reactor, sys._getframe(1))]
     raise ReactorAlreadyInstalledError(
-        f"A reactor is installed already, {type(reactor).__module__}."
-        f"{type(reactor).__qualname__}; call greendefer.install() before anything imports "
+        f"A reactor is installed already, {name_of(reactor)}; call greendefer.install() before "
+        "anything imports "
         "twisted.internet.reactor. "
         + (
             f"It was imported by {'; '.join(dict.fromkeys(importers))}."

@@ -85,9 +85,10 @@ class CooperativeWait:
         # (gevent/_ffi/loop.py, activecnt and pendingcnt).
         self._is_libev = is_libev(loop)
         if self._is_libev:
-            # What make_way() puts before all others. (libuv's watchers have feed(), but it raises.)
-            # It is never started, only fed, so it keeps no loop alive. With ref=False feed() would
-            # take one from activecnt until _resume() has returned (gevent/libev/corecext.pyx).
+            # What yield_to_reactor() puts before all others. (libuv's watchers have feed(), but it
+            # raises.) It is never started, only fed, so it keeps no loop alive. With ref=False
+            # feed() would take one from activecnt until _resume() has returned
+            # (gevent/libev/corecext.pyx).
             self._express: Any = loop.async_(priority=loop.MAXPRI)
             self._once_more: Any = loop.timer(0.0, ref=False)
         if self._fd is not None:
@@ -313,7 +314,7 @@ class CooperativeWait:
             self.onlooker.forked()
         self.wake_if_parked()
 
-    def make_way(self) -> None:
+    def yield_to_reactor(self) -> None:
         """Let the reactor run next if greenlets have run for longer than :data:`SLICE` without it.
 
         One poll of the hub may find hundreds of greenlets ready, and runs them all before the

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import gevent
-from gevent import hub as gevent_hub
 from gevent import monkey
-from twisted.python import threadable
 
 from ._twistedcontext import make_greenlet_local
 from .carriers.greenlets import GreenletCarrier
@@ -24,20 +22,20 @@ from .carriers.threads import ThreadCarrier
 from .deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from .errors import GreendeferError
 from .holdups import HoldupWatch
+from .reactor._installed import has_stopped, installed_reactor, is_reactor_thread, name_of
 from .reactor.wait import SLICE, get_thread_ident
 from .shutdown import MOMENT, Shutdown
 
 if TYPE_CHECKING:
     from .admission import Pool
-    from .carriers import Carrier
+    from .carriers import CarrierWithWorkers
     from .reactor.wait import CooperativeWait
 
 _modules = sys.modules
-_MAIN_THREAD: int = gevent_hub.MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
-_home: Home | None = None
+_runtime: Runtime | None = None
 
 
-class Home:
+class Runtime:
     """One installed reactor: what the calls of all pools have in common.
 
     :ivar now: the clock that all timeouts go by.
@@ -68,6 +66,10 @@ class Home:
     def _runs_here(self) -> None:
         self.renew_if_forked()
 
+    def is_for(self, reactor: Any) -> bool:
+        """Is this what the calls of `reactor` have in common, as that is now?"""
+        return self.reactor is reactor
+
     def is_here(self) -> bool:
         """Is this still the installed reactor, and this its thread?"""
         return _modules.get("twisted.internet.reactor") is self.reactor and (
@@ -86,9 +88,9 @@ class Home:
             self._thread = get_thread_ident()
             self._timer.forked()
             for pool in list(self.pools):
-                pool.forked()
+                pool._forked()
 
-    def green_carrier(self) -> Carrier:
+    def green_carrier(self) -> CarrierWithWorkers:
         """What runs the calls of a :class:`GreenPool` here."""
         raise NotImplementedError
 
@@ -131,24 +133,24 @@ class Home:
         """The very end: nobody can be told anything any more."""
         self.deadlines.stop()
         for pool in list(self.pools):
-            pool.reactor_stopped()
+            pool._reactor_stopped()
         for wait in list(self.waits):
             wait.reactor_stopped()
 
 
-class GreenHome(Home):
+class GreenRuntime(Runtime):
     """A reactor that runs on gevent's hub: greenlets are carried by that hub, too.
 
     :ivar wait: where it waits.
     :ivar hub: the hub, and `loop`, its loop.
-    :ivar make_way: see :meth:`CooperativeWait.make_way`.
+    :ivar yield_to_reactor: see :meth:`CooperativeWait.yield_to_reactor`.
     """
 
     def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
         self.wait = wait
         self.hub: Any = wait.hub
         self.loop: Any = wait.hub.loop
-        self.make_way: Callable[[], None] = wait.make_way
+        self.yield_to_reactor: Callable[[], None] = wait.yield_to_reactor
         super().__init__(reactor, HubTimer(self.loop, reactor.callFromThread))
         self._thread = wait.hub.thread_ident
         if not reactor.running:
@@ -166,8 +168,11 @@ class GreenHome(Home):
         if not self.wait.visit(self._flush):
             self.call_soon(self._flush)  # it is in a turn, or does not run yet
 
+    def is_for(self, reactor: Any) -> bool:
+        return super().is_for(reactor) and reactor.cooperative_wait.hub is self.hub
+
     def leave(self) -> None:
-        """The hub is gone, and with it whatever waited in it. The next call makes a new home."""
+        """The hub is gone, and with it whatever waited in it. The next call makes a new runtime."""
         self._thread = -1
         self.pools.clear()
 
@@ -178,7 +183,7 @@ class GreenHome(Home):
         self._watch.stop()
         super().reactor_stopped()
 
-    def green_carrier(self) -> Carrier:
+    def green_carrier(self) -> CarrierWithWorkers:
         return GreenletCarrier(self)
 
     def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
@@ -188,7 +193,7 @@ class GreenHome(Home):
             f()
 
 
-class ForeignHome(Home):
+class ForeignRuntime(Runtime):
     """Any other reactor. Greenlets in its thread would never run, so calls run in other threads:
     in greenlets of one helper thread where sockets are patched, else in native threads, since
     unpatched code that waits would hold that hub."""
@@ -206,7 +211,7 @@ class ForeignHome(Home):
             self._helper = None
         super().renew_if_forked()
 
-    def green_carrier(self) -> Carrier:
+    def green_carrier(self) -> CarrierWithWorkers:
         if not monkey.is_module_patched("socket"):
             return ThreadCarrier(self)
         make_greenlet_local()
@@ -230,53 +235,24 @@ class ForeignHome(Home):
 
 
 def _forked() -> None:
-    if _home is not None:
-        _home.forked()
+    if _runtime is not None:
+        _runtime.forked()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows alone has none
     os.register_at_fork(after_in_child=_forked)
 
 
-def installed_reactor() -> Any:
-    """The reactor, if there is one. Looking must never install Twisted's default one.
-
-    :raises GreendeferError: no reactor is installed.
-    """
-    reactor = _modules.get("twisted.internet.reactor")
-    if reactor is None:
-        raise GreendeferError(
-            "No reactor is installed, and greendefer never installs Twisted's default one for "
-            "you. Call greendefer.install() at the top of the program, before anything imports "
-            "twisted.internet.reactor."
-        )
-    return reactor
-
-
-def is_reactor_thread(reactor: Any) -> bool:
-    """Is the calling thread the one that runs, or will run, the reactor?
-
-    Where Twisted itself was imported patched, its threads are greenlets: for a reactor that is
-    not ours, the answer is then ``True`` in the greenlet that runs it, and in no other.
-    """
-    wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
-    if wait is not None:
-        return wait.is_this_thread()
-    if threadable.ioThread is None:  # it does not run yet
-        return bool(get_thread_ident() == _MAIN_THREAD)
-    return bool(threadable.isInIOThread())
-
-
-def home_here() -> Home:
-    """The home of the installed reactor, for a caller in its thread.
+def runtime_here() -> Runtime:
+    """The runtime of the installed reactor, for a caller in its thread.
 
     :raises GreendeferError: no reactor is installed, it can't be called from threads, or it runs
         in another thread.
     """
-    global _home
-    home = _home
-    if home is not None and home.is_here():
-        return home
+    global _runtime
+    runtime = _runtime
+    if runtime is not None and runtime.is_here():
+        return runtime
     reactor = installed_reactor()
     wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
     if not is_reactor_thread(reactor):
@@ -287,55 +263,45 @@ def home_here() -> Home:
         )
         if wait is None:
             error += (
-                f" (The installed reactor, {_name_of(reactor)}, does not run on gevent's hub, so "
+                f" (The installed reactor, {name_of(reactor)}, does not run on gevent's hub, so "
                 "the calls of pools run in other threads than its own. On greendefer's, "
                 "greendefer.install(), those of a GreenPool run in the same.)"
             )
         raise GreendeferError(error)
     if not hasattr(reactor, "callFromThread"):
         raise GreendeferError(
-            f"The installed reactor, {_name_of(reactor)}, has no callFromThread(), so nothing can "
+            f"The installed reactor, {name_of(reactor)}, has no callFromThread(), so nothing can "
             "come back to it from another thread or greenlet. (A test on a reactor in memory uses "
             "a pool of greendefer.testing.)"
         )
-    if wait is None:
-        if home is None or home.reactor is not reactor:
-            _home = home = ForeignHome(reactor)
-    elif not isinstance(home, GreenHome) or home.reactor is not reactor or home.hub is not wait.hub:
-        _home = home = GreenHome(reactor, wait)
-    home.renew_if_forked()
-    return home
+    if runtime is None or not runtime.is_for(reactor):
+        _runtime = runtime = (
+            ForeignRuntime(reactor) if wait is None else GreenRuntime(reactor, wait)
+        )
+    runtime.renew_if_forked()
+    return runtime
 
 
-def green_home_here() -> GreenHome:
-    """The home of a reactor that is green, for a caller in its thread.
+def green_runtime_here() -> GreenRuntime:
+    """The runtime of a reactor that is green, for a caller in its thread.
 
-    :raises GreendeferError: as :func:`home_here`; or the reactor is not green.
+    :raises GreendeferError: as :func:`runtime_here`; or the reactor is not green.
     """
-    home = home_here()
-    if isinstance(home, GreenHome):
-        return home
+    runtime = runtime_here()
+    if isinstance(runtime, GreenRuntime):
+        return runtime
     raise GreendeferError(
-        f"The installed reactor, {_name_of(home.reactor)}, does not run on gevent's hub, so a "
+        f"The installed reactor, {name_of(runtime.reactor)}, does not run on gevent's hub, so a "
         "greenlet in its thread that waits would never go on. Call greendefer.install() at the "
         "top of the program, before anything imports twisted.internet.reactor."
     )
 
 
-def home_if_made(reactor: Any) -> Home | None:
-    """The home of `reactor`, if it has one already. For any thread."""
-    return _home if _home is not None and _home.reactor is reactor else None
+def runtime_if_made(reactor: Any) -> Runtime | None:
+    """The runtime of `reactor`, if it has one already. For any thread."""
+    return _runtime if _runtime is not None and _runtime.reactor is reactor else None
 
 
-def home_if_any() -> Home | None:
-    """The home of the installed reactor, if it has one, and this is its thread."""
-    return _home if _home is not None and _home.is_here() else None
-
-
-def _name_of(reactor: Any) -> str:
-    return f"{type(reactor).__module__}.{type(reactor).__qualname__}"
-
-
-def has_stopped(reactor: Any) -> bool:
-    """Has a reactor stopped for good? What it is asked to call will never be called then."""
-    return bool(getattr(reactor, "_startedBefore", False)) and not reactor.running
+def runtime_if_any() -> Runtime | None:
+    """The runtime of the installed reactor, if it has one, and this is its thread."""
+    return _runtime if _runtime is not None and _runtime.is_here() else None
