@@ -67,6 +67,10 @@ def examine() -> list[Finding]:
 
 def report() -> str:
     """What :func:`examine` has found, as text of some lines."""
+    return _report(examine())
+
+
+def _report(findings: list[Finding]) -> str:
     versions = ", ".join(
         [
             f"greendefer {_version('greendefer')}",
@@ -76,7 +80,6 @@ def report() -> str:
         ]
     )
     lines = [versions, ""]
-    findings = examine()
     for finding in findings:
         lines.append(f"{finding.verdict:7} {finding.what}: {finding.says}")
         if finding.advice:
@@ -275,8 +278,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    print(report())
-    return int("BLOCKS" in {finding.verdict for finding in examine()})
+    findings = examine()
+    print(_report(findings))
+    return int("BLOCKS" in {finding.verdict for finding in findings})
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Scope(Protocol):
         """`value` as it leaves an iterator, or a method that has `options` and ran on `pool`."""
 
     def bare(self, value: Any) -> Any:
-        """`value` before it left, if that can be told."""
+        """What `value` is a proxy of, if it is one of ours; else `value` itself."""
 
     def entered(self, value: Any, worker: PoolWorker, options: MethodOptions) -> Any:
         """`value` as ``__enter__`` returned it, on `worker`."""
@@ -77,7 +77,7 @@ class ProxyCall(Call):
     """
 
     _pending = True
-    _claimed = False
+    _taken_over = False
     _block: Block | None = None
     _value: Any = None
 
@@ -123,7 +123,7 @@ class ProxyCall(Call):
             super().cancel()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if self._claimed:
+        if self._taken_over:
             raise RuntimeError(
                 f"The call of {self.name} was entered, or iterated over: it has no other result"
             )
@@ -150,25 +150,25 @@ class ProxyCall(Call):
     def unused(self) -> str:
         return f"A call of {self.name} is a Deferred: await it, or use `async for` or `async with`."
 
-    def _claim(self) -> Callable[[], Any] | None:
-        """What to call in place of beginning; ``None`` if it has begun."""
+    def _take_over(self) -> Callable[[], Any] | None:
+        """What it would call, to be called elsewhere in its place; ``None`` if it has begun."""
         if not self._pending:
             return None
         self._pending = False
-        self._claimed = True
+        self._taken_over = True
         args, kwargs = self.arguments
         f = partial(self.f, *args, **kwargs)
         begin_all()
         return f
 
     def __aiter__(self) -> Any:
-        f = self._claim()
+        f = self._take_over()
         if f is None:
             return _iterate_later(self)
         return self._scope.stream(self.pool, f, self.name, self._options)
 
     async def __aenter__(self) -> Any:
-        f = self._claim()
+        f = self._take_over()
         if f is None:
             value = self._scope.bare(await self)
             if hasattr(type(value), "__aenter__"):
