@@ -38,6 +38,9 @@ def reactor() -> Iterator[Any]:
     started = Event()
     reactor.callWhenRunning(started.set)
     assert started.wait(10)
+    # What was imported stays: the collections after each test need not look at all of it.
+    gc.collect()
+    gc.freeze()
     yield reactor
     reactor.stop()
     running.join(10)
