@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -54,18 +55,28 @@ def run_python(
     *arguments: str | Path, check: bool = True, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments, until it ends: well, if that is to be checked. One that
-    hangs is killed: only that."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
+    hangs is killed: only that. It says first where its threads were."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", *arguments],
         cwd=cwd,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=LIMIT,
-        check=False,
     )
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        try:
+            out, err = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            out = err = "(A child of its own holds its output.)"
+        raise AssertionError(f"It hung.\n{out}{err}") from None
+    finally:
+        process.kill()
     if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+        assert process.returncode == 0, out + err
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def run_twistd(folder: Path, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +93,12 @@ class ExecutorCarrier:
         else:
             what = pickled(item.call)
         try:
-            future = executor.submit(f, what)
+            future = _submit_to(executor, f, what)
         except BrokenExecutor:
             if not self._can_replace:
                 raise
             executor = self._replace(executor)
-            future = executor.submit(f, what)  # it has never run
+            future = _submit_to(executor, f, what)  # it has never run
         item.carried_by = future
         self._submitted += 1
         if what is not item:
@@ -171,6 +171,32 @@ class ExecutorCarrier:
         if monkey.is_module_patched("threading"):
             for process in running:
                 _reap(process)
+
+
+def _submit_to(executor: Any, f: Callable[[Any], Any], what: Any) -> Future[Any]:
+    """Submit a call, and see to it that a process pool does not lose it.
+
+    submit() of a ProcessPoolExecutor (concurrent/futures/process.py) wakes its manager before it
+    starts a process, so the manager would not hear of that one's death until something else wakes
+    it. And a manager that finds the pool broken meanwhile neither ends the process that is being
+    started, for which Python would wait for ever when it exits, nor fails the call that is being
+    noted.
+
+    :raises concurrent.futures.BrokenExecutor: it was not taken, and never runs.
+    """
+    future: Future[Any] = executor.submit(f, what)
+    wakeup = getattr(executor, "_executor_manager_thread_wakeup", None)
+    if wakeup is None:  # it is no such pool
+        return future
+    if not executor._broken:
+        with executor._shutdown_lock:
+            wakeup.wakeup()
+        return future
+    for process in list((executor._processes or {}).values()):
+        process.terminate()
+    if not wait([future], ENDING_SECONDS).done:
+        raise BrokenExecutor("it broke as it took the call")
+    return future
 
 
 def _reap(process: Any) -> None:
