@@ -156,8 +156,8 @@ def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     only that."""
 
     def run(
-        *parts: str, args: Sequence[str] = (), check: bool = True
+        *parts: str, args: Sequence[str] = (), check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return run_python("-c", joined(PATCH, GO, *parts), *args, check=check)
+        return run_python("-c", joined(PATCH, GO, *parts), *args, check=check, **environment)
 
     return run

@@ -52,13 +52,14 @@ def joined(*parts: str) -> str:
 
 
 def run_python(
-    *arguments: str | Path, check: bool = True, cwd: Path | None = None
+    *arguments: str | Path, check: bool = True, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments, until it ends: well, if that is to be checked. One that
     hangs is killed: only that. It says first where its threads were."""
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", *arguments],
         cwd=cwd,
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -126,6 +126,39 @@ class TestEveryKind:
         done = run_program(source.format(subprocess="gevent.subprocess", n=200))
         assert "all 200" in done.stdout, done
 
+    def test_exits_that_only_the_signal_tells_on_libuv(self, kind: str, run_program: Any) -> None:
+        """Their pipes are closed long before: then Twisted asks for them, in vain."""
+        run_program(
+            f"""
+            import gevent.subprocess, greendefer
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred, gatherResults
+            from twisted.internet.protocol import ProcessProtocol
+
+            class Exit(ProcessProtocol):
+                def __init__(self, n):
+                    self.ended = Deferred()
+                    code = f"exec 0<&- 1>&- 2>&-; sleep 0.5; exit {{n}}"
+                    reactor.spawnProcess(self, "/bin/sh", ["sh", "-c", code], env={{}})
+
+                def processEnded(self, reason):
+                    self.ended.callback(reason.value.exitCode)
+
+            def gevent_child(n):
+                return gevent.subprocess.call(["/bin/sh", "-c", f"sleep 0.5; exit {{n}}"])
+
+            async def main():
+                for _ in range(2):
+                    ours = [Exit(n).ended for n in range(5)]
+                    theirs = [greendefer.defer_to_greenlet(gevent_child, n) for n in range(5)]
+                    assert await gatherResults(ours + theirs) == [*range(5)] * 2
+
+            go(main)
+            """,
+            GEVENT_LOOP="libuv",
+        )
+
     def test_it_is_twisteds_own_of_that_kind(self, kind: str, run_program: Any) -> None:
         bases = {
             "native": "epollreactor.EPollReactor",

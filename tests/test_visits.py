@@ -189,7 +189,7 @@ def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any) -> None:
             await call()
             client.send(b"x")
             rounds = []
-            counter = gevent.get_hub().loop.prepare(ref=False)
+            counter = gevent.get_hub().loop.check(ref=False)
             counter.start(lambda: rounds.append(None))
             gevent.sleep(0.1)  # in the reactor's greenlet
             counter.stop()

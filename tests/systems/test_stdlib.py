@@ -123,6 +123,9 @@ def name_server() -> Iterator[NameServer]:
     server.close()
 
 
+_KEPT: list[Any] = []
+
+
 @pytest.fixture
 def resolver(name_server: NameServer) -> Iterator[Any]:
     ares = pytest.importorskip("gevent.resolver.ares")
@@ -131,6 +134,9 @@ def resolver(name_server: NameServer) -> Iterator[Any]:
     hub.resolver = ares.Resolver(
         hub, servers=["127.0.0.1"], udp_port=name_server.port, flags=0, timeout=30
     )
+    # Its close() does not close fork_watcher (gevent/resolver/ares.py), and on libuv the loop
+    # crashes once that is garbage.
+    _KEPT.append(hub.resolver)
     yield
     hub.resolver.close()
     hub.resolver = stock

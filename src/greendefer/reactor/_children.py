@@ -6,7 +6,8 @@ libev, on which gevent's subprocess builds, asks for *any* child of the process,
 only one of the two can have the signal.
 
 So while the reactor runs there is one more child watcher, for all children (libev takes the
-number 0 for that): what libev reaped is handed on to Twisted. Who has the signal is decided as
+number 0 for that; on libuv there is one for each of Twisted's): what libev reaped is handed on to
+Twisted. Who has the signal is decided as
 late as can be: as long as nothing of gevent's waits for a child it is Twisted, so that an
 unpatched ``subprocess`` of the standard library, whose exits libev would take as well, works as
 it does on a stock reactor.
@@ -15,11 +16,14 @@ it does on a stock reactor.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent.os
 from gevent import monkey
 from twisted.internet import process
+
+from .loops import is_libev
 
 if TYPE_CHECKING:
     from .green import GreenReactor
@@ -31,7 +35,7 @@ class ChildExits:
     def __init__(self, reactor: GreenReactor) -> None:
         self._reactor = reactor
         self._loop: Any = None
-        self._watcher: Any = None
+        self._watchers: dict[int, Any] = {}
 
     def install(self) -> None:
         loop = self._reactor.cooperative_wait.loop
@@ -39,8 +43,11 @@ class ChildExits:
             return  # libev watches children on the main thread's loop only
         self._loop = loop
         gevent_has_the_signal = _gevent_waits_for_children()
-        self._watcher = loop.child(0, ref=False)
-        self._watcher.start(self._exited)
+        if is_libev(loop):
+            self._watchers[0] = watcher = loop.child(0, ref=False)
+            watcher.start(lambda: self.exited(watcher.rpid, watcher.rstatus))
+        for pid in process.reapProcessHandlers:
+            self.spawned(pid)
         # gevent notes whether libev's handler is in place, and trusts the note (libev.h,
         # gevent_install_sigchld_handler): make it true, whatever anybody did before.
         loop.reset_sigchld()
@@ -52,16 +59,45 @@ class ChildExits:
             handler = monkey.get_original("signal", "getsignal")(signal.SIGCHLD)
             monkey.get_original("signal", "signal")(signal.SIGCHLD, handler)
 
-    def uninstall(self) -> None:
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            watcher.close()
-            self._loop.reset_sigchld()
-            if _gevent_waits_for_children():
-                self._loop.install_sigchld()
+    def spawned(self, pid: int | None) -> None:
+        """Twisted has a new child; ``None``: that has ended already."""
+        if self._loop is None or is_libev(self._loop) or pid is None:
+            return
+        for each in self._watchers.keys() - process.reapProcessHandlers.keys():
+            self._watchers.pop(each).close()
+        self._watchers[pid] = _LibuvWatcher(self._loop, pid, self.exited)
 
-    def _exited(self) -> None:  # in the hub
-        self._reactor.callFromThread(_tell_twisted, self._watcher.rpid, self._watcher.rstatus)
+    def uninstall(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            while self._watchers:
+                self._watchers.popitem()[1].close()
+            loop.reset_sigchld()
+            if _gevent_waits_for_children():
+                loop.install_sigchld()
+
+    def exited(self, pid: int, status: int) -> None:
+        """Somebody else has the status of a child. In the hub."""
+        self._reactor.callFromThread(_tell_twisted, pid, status)
+
+
+class _LibuvWatcher:
+    """Is told of the exit of one child, by a loop on libuv.
+
+    What gevent has there for any child hears of one exit, and of no other (``_sigchld_callback`` in
+    gevent/libuv/loop.py). This is what that calls of a watcher of one child, and no more: unlike a
+    real one it does not have libuv take the signal.
+    """
+
+    def __init__(self, loop: Any, pid: int, exited: Callable[[int, int], None]) -> None:
+        self._pid = pid
+        self._set_waitpid_status = exited
+        self._loop = loop
+        loop._register_child_watcher(self)
+
+    def close(self) -> None:
+        if hasattr(self._loop, "_child_watchers"):  # else it is destroyed
+            self._loop._unregister_child_watcher(self)
 
 
 def _tell_twisted(pid: int, status: int) -> None:

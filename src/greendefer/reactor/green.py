@@ -52,6 +52,7 @@ class GreenReactor(WritesFirst, _Base):
         self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
         self.forked_while_running: bool = False
         self.interrupt_main: InterruptMain = InterruptMain(self)
+        self._child_exits = ChildExits(self)
         make_greenlet_local()
         _unpatched.use_native_primitives()
         _blockingcalls.make_cooperative()
@@ -117,7 +118,7 @@ class GreenReactor(WritesFirst, _Base):
         return self.interrupt_main
 
     def _signalsFactory(self) -> Any:
-        return _MultiSignalHandling((super()._signalsFactory(), ChildExits(self)))
+        return _MultiSignalHandling((super()._signalsFactory(), self._child_exits))
 
     def _reallyStartRunning(self) -> None:
         super()._reallyStartRunning()
@@ -135,16 +136,18 @@ class GreenReactor(WritesFirst, _Base):
             "during", "shutdown", self._stopThreadPool
         )
 
-    # Forking.
+    # Children.
 
     spawning: bool = False
 
     def spawnProcess(self, *args: Any, **kwargs: Any) -> Any:
         self.spawning = True
         try:
-            return super().spawnProcess(*args, **kwargs)  # type: ignore[misc]
+            transport: Any = super().spawnProcess(*args, **kwargs)  # type: ignore[misc]
         finally:
             self.spawning = False
+        self._child_exits.spawned(transport.pid)
+        return transport
 
     def forked(self) -> None:
         """This is a child process: share nothing with the parent that either could disturb."""
