@@ -77,6 +77,7 @@ def coverage(session: nox.Session) -> None:
     bounded = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
     # And this one interrupts a loop that does nothing else, which is then the tracer's.
     bounded.append("--deselect=tests/test_programs.py::TestInterrupt")
+    bounded.append("--override-ini=faulthandler_timeout=900")
     session.run(*measured, "pytest", *bounded, *session.posargs)
     session.run(*patched, "pytest", *bounded, *session.posargs)
     install(session, "systems", "coverage")
