@@ -69,7 +69,7 @@ def run_python(
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         try:
-            out, err = process.communicate(timeout=LIMIT)
+            out, err = process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
             out = err = "(A child of its own holds its output.)"
         raise AssertionError(f"It hung.\n{out}{err}") from None
