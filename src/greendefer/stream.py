@@ -146,7 +146,7 @@ class Stream(Steps):
             self.call = worker._host
             worker._host.addBoth(self._worker_ended)
         self.deliver = worker._runtime.deliver
-        self.now = worker._runtime.now
+        self.now: Callable[[], float] = worker._runtime.now
         worker._at_exit(self.close_source)
         return worker
 
