@@ -165,12 +165,17 @@ class ExecutorCarrier:
         # What they still run has had its grace.
         processes: dict[int, Any] = getattr(executor, "_processes", None) or {}
         running = list(processes.values()) if self._submitted else []
+        manager = getattr(executor, "_executor_manager_thread", None)
         executor.shutdown(wait=False, cancel_futures=True)
         for process in running:
             process.terminate()
         if monkey.is_module_patched("threading"):
             for process in running:
                 _reap(process)
+        elif manager is not None:
+            # It closes the pipe that Python wakes it by when it exits, and does not ask whether it
+            # may: Python would fail there, and hang.
+            manager.join(ENDING_SECONDS)
 
 
 def _submit_to(executor: Any, f: Callable[[Any], Any], what: Any) -> Future[Any]:
