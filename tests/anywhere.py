@@ -65,7 +65,7 @@ from greendefer import (
     green_iterator,
     with_options,
 )
-from greendefer.admission import Pool
+from greendefer._admission import Pool
 
 
 class Gates:

@@ -21,8 +21,8 @@ from greendefer import (
     GreenPool,
     NativeThreadPool,
     WouldDeadlock,
+    _crossing,
     blocking_from_greenlet,
-    crossing,
     defer_to_greenlet,
     green_deferred,
     wait_for_deferred,
@@ -382,7 +382,7 @@ def test_a_thread_whose_hub_is_gone_needs_no_waking() -> None:
     """As one has that was waited for from there until just now."""
 
     def in_thread() -> None:
-        wake, _ = crossing._hub_sleeper(gevent.get_hub())
+        wake, _ = _crossing._hub_sleeper(gevent.get_hub())
         gevent.get_hub().destroy(destroy_loop=True)
         wake()
 

@@ -23,7 +23,7 @@ from greendefer import (
     NativeThreadPool,
     wait_for_deferred,
 )
-from greendefer.carriers import executors, native, threads
+from greendefer._carriers import executors, native, threads
 
 # Executors.
 

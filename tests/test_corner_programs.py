@@ -47,13 +47,13 @@ class TestNoMoreThreads:
         """Then they go by Twisted's clock, also one that is put off or called off meanwhile."""
         not_green(
             """
-    from greendefer import deadlines
-    from greendefer.carriers.native import SimpleQueue
+    from greendefer import _deadlines
+    from greendefer._carriers.native import SimpleQueue
 
     def refuse(*args):
         raise RuntimeError("can't start new thread")
 
-    start, deadlines.start_thread = deadlines.start_thread, refuse
+    start, _deadlines.start_thread = _deadlines.start_thread, refuse
 
     async def main():
         pool = NativeThreadPool(4)
@@ -73,7 +73,7 @@ class TestNoMoreThreads:
         assert await times_out(first) and await times_out(second)
         # Once there are threads again, they do it.
         third = late(0.05)
-        deadlines.start_thread = start
+        _deadlines.start_thread = start
         fourth = late(0.01)
         assert await times_out(third) and await times_out(fourth)
         await deferLater(reactor, 0.1)
@@ -87,14 +87,14 @@ class TestNoMoreThreads:
     def test_to_watch_for_holdups(self, green: Any) -> None:
         green(
             """
-    from greendefer import holdups
+    from greendefer import _holdups
 
     def refuse(*args):
         refused.append(1)
         raise RuntimeError("can't start new thread")
 
     refused = []
-    holdups.start_thread = refuse
+    _holdups.start_thread = refuse
 
     async def main():
         for n in range(3):
@@ -148,7 +148,7 @@ class TestAnotherReactor:
     def test_two_green_ones_and_a_fork(self, green: Any) -> None:
         green(
             """
-    from greendefer.reactor.select import GreenSelectReactor
+    from greendefer._reactor.select import GreenSelectReactor
     other = GreenSelectReactor()
     pid = os.fork()
     if not pid:
@@ -280,7 +280,7 @@ class TestTheEnd:
         """Its thread goes, rather than wait for more."""
         green(
             """
-    from greendefer import runtime
+    from greendefer import _runtime
     from greendefer.shutdown import set_shutdown_grace
     set_shutdown_grace(running=0, ending=0)
     allocate_lock = monkey.get_original("_thread", "allocate_lock")
@@ -291,7 +291,7 @@ class TestTheEnd:
     def closed(failure):
         failure.trap(PoolClosed)
         held.release()
-        outbox = runtime._runtime._outbox
+        outbox = _runtime._runtime._outbox
         while not outbox:  # the thread has ended its call
             monkey.get_original("time", "sleep")(0.001)
         ended.append(1)
@@ -456,7 +456,7 @@ class TestHelperThread:
     def test_it_is_told_nothing_once_it_has_ended(self, not_green: Any) -> None:
         not_green(
             """
-    from greendefer.runtime import runtime_here
+    from greendefer._runtime import runtime_here
     async def main():
         assert await GreenPool(1).submit(len, "four") == 4
     go(main)
@@ -514,7 +514,7 @@ class TestWorkerProcesses:
             """
             import multiprocessing, os, signal, time
             import greendefer
-            from greendefer.carriers import executors
+            from greendefer._carriers import executors
             process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
             process.start()
             process.kill()

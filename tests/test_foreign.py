@@ -178,7 +178,7 @@ def test_a_thread_that_can_not_start(run_program: Any) -> None:
         selectreactor.install()
         from twisted.internet import reactor
         import greendefer
-        from greendefer.carriers import threads
+        from greendefer._carriers import threads
         start = threads.start_thread
         def refuse(f, name):
             raise RuntimeError("can't start new thread")

@@ -150,7 +150,7 @@ def test_in_a_forked_process(run_program: Any) -> None:
         """
         import os, sys, traceback
         import greendefer
-        from greendefer.reactor import install
+        from greendefer._reactor import install
         from twisted.internet.threads import deferToThread
 
         def in_a_child(f):

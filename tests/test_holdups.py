@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from greendefer.holdups import HoldupWatch
+from greendefer._holdups import HoldupWatch
 from greendefer.instrumentation import warn_of_holdups
 
 WATCHED = """
@@ -148,14 +148,14 @@ def test_a_call_that_never_ends(run_program: Any) -> None:
 HELD = (
     WATCHED.format(patch=False)
     + """
-    from greendefer import holdups
-    culprit, looked = holdups._culprit, []
+    from greendefer import _holdups
+    culprit, looked = _holdups._culprit, []
 
     def look(frame):
         looked.append(frame)
         return culprit(frame)
 
-    holdups._culprit = look
+    _holdups._culprit = look
 
     def crash(_):
         reactor.crash()

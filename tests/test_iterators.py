@@ -879,7 +879,7 @@ class TestThePool:
         in_reactor(main)
 
     def test_a_pool_without_workers(self, in_reactor: Any) -> None:
-        class NoWorkers(greendefer.admission.Pool):  # type: ignore[name-defined,misc]
+        class NoWorkers(greendefer._admission.Pool):  # type: ignore[name-defined,misc]
             pass
 
         with pytest.raises(TypeError, match=r"no worker\(\)"):

@@ -684,7 +684,7 @@ def test_on_libuv_other_threads_leave_the_loop_alone(
         from gevent._hub_local import get_hub_if_exists
         from gevent.libuv.loop import loop as Loop
         greendefer.install()
-        from greendefer.holdups import HoldupWatch, warn_of_holdups
+        from greendefer._holdups import HoldupWatch, warn_of_holdups
         from twisted.internet import reactor
         from twisted.internet.defer import inlineCallbacks
         from twisted.internet.task import deferLater

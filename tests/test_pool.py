@@ -866,7 +866,7 @@ class TestWorkers:
         assert len(seen) <= 5
 
     def test_idle_ones_end(self, monkeypatch: Any) -> None:
-        from greendefer.carriers import greenlets
+        from greendefer._carriers import greenlets
 
         monkeypatch.setattr(greenlets, "TRIM_SECONDS", 0.01)
         pool = GreenPool(50)

@@ -279,7 +279,7 @@ class TestInterrupt:
             print("stopped", fired)
             """,
         )
-        assert "stopped [<class 'greendefer.errors.PoolClosed'>]" in done.stdout, done
+        assert "stopped [<class 'greendefer.PoolClosed'>]" in done.stdout, done
         # Twisted itself sends it again, to die of it, in its scripts only.
         assert done.returncode == 0
 

@@ -37,7 +37,7 @@ from greendefer import (
     wait_for_deferred,
     with_options,
 )
-from greendefer.proxycalls import ProxyCall
+from greendefer._proxycalls import ProxyCall
 
 
 class ClientError(Exception):

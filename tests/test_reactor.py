@@ -22,10 +22,10 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.python import context
 
 import greendefer
-from greendefer.reactor import _installed
-from greendefer.reactor._dispatch import call_with_logger
-from greendefer.reactor._stock import native_kind, stock_module
-from greendefer.reactor.wait import READ, CooperativeWait
+from greendefer._reactor import installed
+from greendefer._reactor.dispatch import call_with_logger
+from greendefer._reactor.stock import native_kind, stock_module
+from greendefer._reactor.wait import READ, CooperativeWait
 
 LATER = 3600.0
 """An hour: a test that has to wait for this hangs, and so fails."""
@@ -407,7 +407,7 @@ def test_the_poller_waits_by_itself_only_where_nothing_else_can_run(
         greendefer.install()
         from twisted.internet import reactor
         from twisted.internet.defer import Deferred
-        from greendefer.reactor.wait import SLICE
+        from greendefer._reactor.wait import SLICE
         wait = reactor.cooperative_wait
         patience, asked = wait.patience, []
         def asks(timeout):
@@ -673,4 +673,4 @@ def test_a_module_without_a_file_that_has_the_reactor(monkeypatch: pytest.Monkey
     module = types.ModuleType("made_up")
     module.reactor = reactor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "made_up", module)
-    assert "made_up" in _installed._modules_with(reactor)
+    assert "made_up" in installed._modules_with(reactor)

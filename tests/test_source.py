@@ -60,8 +60,8 @@ def _is_a_way_to(package: str, others: set[str]) -> bool:
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     left = {name: imports_of(name) for name in MODULES}
-    assert "greendefer.call" in left["greendefer.admission"]
-    assert "greendefer.carriers.greenlets" in set().union(*left.values())
+    assert "greendefer._runtime" in left["greendefer._admission"]
+    assert "greendefer._carriers.greenlets" in set().union(*left.values())
     while ends := [name for name, imports in left.items() if not imports & left.keys()]:
         for name in ends:
             del left[name]
@@ -83,13 +83,13 @@ def test_names_that_are_imported_when_they_are_asked_for() -> None:
         later = ("PoolStats", "green_proxy", "in_order", "start_reactor")
         assert not set(later) & vars(greendefer).keys()
         assert set(greendefer.__all__) <= set(dir(greendefer))
-        assert "greendefer.proxy" not in sys.modules
+        assert "greendefer._proxy" not in sys.modules
         assert not hasattr(greendefer, "no_such_name")
 
         from greendefer import *
         assert set(greendefer.__all__) <= globals().keys()
         assert green_proxy is greendefer.green_proxy
-        assert green_proxy.__module__ == "greendefer.proxy"
+        assert green_proxy.__module__ == "greendefer._proxy"
         assert greendefer.GreenPool(1).stats().__class__ is PoolStats
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=LIMIT)
@@ -136,9 +136,9 @@ def test_the_path_of_a_call() -> None:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT)
     # Not what the reactor does of its own, nor the log context.
-    others = {"holdups.py", "_twistedcontext.py"}
+    others = {"_holdups.py", "_twistedcontext.py"}
     (row,) = [
         line for line in PRINCIPLE.read_text().splitlines() if "a decorated function?" in line
     ]
-    files = {each for each in done.stdout.split() if not each.startswith("reactor/")} - others
+    files = {each for each in done.stdout.split() if not each.startswith("_reactor/")} - others
     assert files == set(re.findall(r"`(\S+\.py)`", row))

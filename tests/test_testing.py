@@ -27,8 +27,8 @@ from greendefer import (
     green_proxy,
     with_options,
 )
+from greendefer._worker import PoolWorker
 from greendefer.testing import ClockPool, InlinePool
-from greendefer.worker import PoolWorker
 
 
 @green_deferred(timeout=5)

@@ -8,16 +8,16 @@
 
 from typing import TYPE_CHECKING
 
-from .blocking import BlockingIterator
-from .bridge import wait_for_deferred, wait_for_greenlet
-from .decorators import (
+from ._blocking import BlockingIterator
+from ._bridge import wait_for_deferred, wait_for_greenlet
+from ._decorators import (
     blocking_from_greenlet,
     defer_to_greenlet,
     green_deferred,
     green_iterator,
     with_options,
 )
-from .errors import (
+from ._errors import (
     CallTimeout,
     ExecutorFailed,
     GreendeferError,
@@ -25,10 +25,11 @@ from .errors import (
     PoolFull,
     WouldDeadlock,
 )
-from .iterators import GreenIterator
-from .policy import Timeouts
-from .pool import ExecutorPool, GreenPool, NativeThreadPool
-from .reactor import install
+from ._iterators import GreenIterator
+from ._policy import Timeouts
+from ._pool import ExecutorPool, GreenPool, NativeThreadPool
+from ._reactor import install
+from ._worker import PoolWorker
 
 __version__ = "0.1.0.dev0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "PoolClosed",
     "PoolFull",
     "PoolStats",
+    "PoolWorker",
     "Timeouts",
     "WouldDeadlock",
     "blocking_from_greenlet",
@@ -61,16 +63,16 @@ __all__ = [
 
 # What not every program needs is imported when it is asked for (PEP 562).
 if TYPE_CHECKING:
-    from .background import start_reactor
+    from ._background import start_reactor
+    from ._proxy import green_proxy
+    from ._stats import PoolStats
     from .protocols import in_order
-    from .proxy import green_proxy
-    from .stats import PoolStats
 else:
     _LATER = {
-        "PoolStats": "stats",
-        "green_proxy": "proxy",
+        "PoolStats": "_stats",
+        "green_proxy": "_proxy",
         "in_order": "protocols",
-        "start_reactor": "background",
+        "start_reactor": "_background",
     }
 
     def __getattr__(name):

@@ -48,7 +48,7 @@ def main() -> None:
     import runpy
 
     from ._patched import kept_natives
-    from .reactor import KINDS, install
+    from ._reactor import KINDS, install
 
     # `python -m greendefer` has imported greendefer, and what that needs, before this module.
     for module, name, native in kept_natives():

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import gevent
 from gevent import monkey
 
+from ._errors import shown
 from ._patched import WAITS, kept_natives
-from .errors import shown
 
 Verdict = Literal["ok", "BLOCKS", "note"]
 

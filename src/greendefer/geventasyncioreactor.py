@@ -24,12 +24,12 @@ from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
 
-from .errors import shown
-from .reactor._dispatch import call_with_logger
-from .reactor._installed import refuse_if_installed
-from .reactor._stock import native_kind
-from .reactor.green import GreenReactor
-from .reactor.wait import READ, WRITE, CooperativeWait
+from ._errors import shown
+from ._reactor.dispatch import call_with_logger
+from ._reactor.green import GreenReactor
+from ._reactor.installed import refuse_if_installed
+from ._reactor.stock import native_kind
+from ._reactor.wait import READ, WRITE, CooperativeWait
 
 
 def _stock_selector() -> Any:

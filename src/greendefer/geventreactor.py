@@ -26,13 +26,13 @@ import gevent
 from twisted.internet.defer import Deferred
 from twisted.internet.main import installReactor
 
-from .admission import Pool
-from .bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
-from .decorators import defer_to_greenlet
-from .reactor._installed import installed_reactor, refuse_if_installed
-from .reactor._stock import native_kind
-from .reactor.interfaces import IReactorGreenlets
-from .reactor.resolver import GeventResolver
+from ._admission import Pool
+from ._bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
+from ._decorators import defer_to_greenlet
+from ._reactor.installed import installed_reactor, refuse_if_installed
+from ._reactor.interfaces import IReactorGreenlets
+from ._reactor.resolver import GeventResolver
+from ._reactor.stock import native_kind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,9 +51,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .reactor.select import GreenSelectReactor as _NativeReactor
+    from ._reactor.select import GreenSelectReactor as _NativeReactor
 else:
-    _NativeReactor = importlib.import_module(f"greendefer.reactor.{native_kind()}").Reactor
+    _NativeReactor = importlib.import_module(f"greendefer._reactor.{native_kind()}").Reactor
 
 
 class GeventReactor(_NativeReactor):

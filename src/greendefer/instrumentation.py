@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.logger import Logger
 
-from . import admission
-from .errors import shown
-from .holdups import warn_of_holdups as warn_of_holdups
+from . import _admission
+from ._errors import shown
+from ._holdups import warn_of_holdups as warn_of_holdups
 
 if TYPE_CHECKING:
-    from .call import Call
+    from ._admission import Call
 
 _log = Logger(namespace="greendefer")
 
@@ -83,7 +83,7 @@ def set_hooks(hooks: Iterable[Hook]) -> None:
                 f"{', '.join(_EVENTS)}"
             )
     _hooks = checked
-    admission.observe = _observe if checked else None
+    _admission.observe = _observe if checked else None
 
 
 def get_hooks() -> tuple[Hook, ...]:

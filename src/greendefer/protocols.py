@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .admission import Pool
-from .errors import PoolClosed, shown
-from .pool import default_pool
-from .wrapping import is_async
+from ._admission import Pool
+from ._errors import PoolClosed, shown
+from ._pool import default_pool
+from ._wrapping import is_async
 
 _log = Logger(namespace="greendefer")
 

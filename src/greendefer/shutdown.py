@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList, succeed
 
-from .policy import check_seconds
+from ._policy import check_seconds
 
 if TYPE_CHECKING:
-    from .admission import Pool
-    from .call import Call
-    from .runtime import Runtime
+    from ._admission import Call, Pool
+    from ._runtime import Runtime
 
 MOMENT = 0.005
 """Seconds between two looks at whether all calls have ended, once the reactor takes no turns."""

@@ -22,13 +22,13 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from ._admission import Call
+from ._carriers.threads import execute
+from ._deadlines import Deadlines
+from ._errors import shown
+from ._runtime import Runtime
 from ._twistedcontext import make_greenlet_local
-from .call import Call
-from .carriers.threads import execute
-from .deadlines import Deadlines
-from .errors import shown
-from .runtime import Runtime
-from .worker import WithWorkers
+from ._worker import WithWorkers
 
 
 class _TestPool(WithWorkers):

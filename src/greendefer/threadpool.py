@@ -13,7 +13,7 @@ from twisted.python import log
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from .pool import GreenPool
+from ._pool import GreenPool
 
 
 class GreenThreadPool(ThreadPool):

@@ -36,15 +36,15 @@ LIMIT = partial(signal.setitimer, signal.ITIMER_REAL)
 # Ours, the stock one of the same kind, and its module.
 REACTORS = {
     "native": (
-        "greendefer.reactor.epoll.GreenEPollReactor",
+        "greendefer._reactor.epoll.GreenEPollReactor",
         "twisted.internet.epollreactor.EPollReactor",
     ),
     "poll": (
-        "greendefer.reactor.poll.GreenPollReactor",
+        "greendefer._reactor.poll.GreenPollReactor",
         "twisted.internet.pollreactor.PollReactor",
     ),
     "select": (
-        "greendefer.reactor.select.GreenSelectReactor",
+        "greendefer._reactor.select.GreenSelectReactor",
         "twisted.internet.selectreactor.SelectReactor",
     ),
     "asyncio": (
@@ -157,7 +157,7 @@ def main() -> None:
     loader = runner.TestLoader()
     suite = loader.loadByNames(options.tests, recurse=True)
     if options.native_tests:
-        from greendefer.reactor._unpatched import give_back
+        from greendefer._reactor.unpatched import give_back
 
         give_back(name for name in list(sys.modules) if TESTS.match(name))
     with open(options.out + ".log", "w") as log:

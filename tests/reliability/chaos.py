@@ -45,9 +45,9 @@ from twisted.python import log
 from twisted.python.failure import Failure
 
 from greendefer import CallTimeout, GreenPool, NativeThreadPool, PoolFull, Timeouts
-from greendefer.carriers import greenlets as green_carrier
-from greendefer.carriers import native
-from greendefer.carriers import threads as thread_carrier
+from greendefer._carriers import greenlets as green_carrier
+from greendefer._carriers import native
+from greendefer._carriers import threads as thread_carrier
 
 # gevent says so of each sleep of its caller's, and some of ours here are.
 warnings.filterwarnings("ignore", "libuv only supports millisecond timer resolution")

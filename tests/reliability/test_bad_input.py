@@ -15,8 +15,8 @@ from zope.interface import Interface
 
 import greendefer
 from greendefer import ExecutorPool, GreenPool, NativeThreadPool, Timeouts
+from greendefer._pool import default_pool
 from greendefer.geventasyncioreactor import GeventAsyncioReactor
-from greendefer.pool import default_pool
 from greendefer.shutdown import set_shutdown_grace
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -164,7 +164,7 @@ def refused(f: Any, name: str, value: Any) -> str:
             f(value)
     except (TypeError, ValueError) as e:
         return str(e)
-    raise AssertionError(f"{name}={greendefer.errors.shown(value)} was taken")
+    raise AssertionError(f"{name}={greendefer._errors.shown(value)} was taken")
 
 
 def test_wrong_values() -> None:
@@ -194,7 +194,7 @@ def test_all_names_are_in_the_table() -> None:
     """Or have no arguments that could be wrong, or are made by others, or are data."""
     with open(__file__) as f:
         source = f.read()
-    without = {"start_reactor", "PoolStats", "GreenIterator", "BlockingIterator"}
+    without = {"start_reactor", "PoolStats", "PoolWorker", "GreenIterator", "BlockingIterator"}
     for name in greendefer.__all__:
         thing = getattr(greendefer, name)
         if isinstance(thing, type) and issubclass(thing, BaseException):

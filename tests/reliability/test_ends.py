@@ -233,7 +233,7 @@ def test_who_will_not_end_is_left(run_program: Any) -> None:
         reactor.callWhenRunning(main)
         reactor.run()
         assert results == [greendefer.PoolClosed] * 2, results
-        print(greendefer.pool.default_pool.stats().lingering)
+        print(greendefer._pool.default_pool.stats().lingering)
         """
     )
     assert done.stdout == "2\n"

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts
-from greendefer.bridge import wait_for_deferred
+from greendefer._bridge import wait_for_deferred
 
 reactor: Any = _reactor
 LONG = os.environ.get("GREENDEFER_RELIABILITY") == "long"

@@ -11,7 +11,7 @@ import pytest
 from programs import PATCHED
 
 from greendefer import GreenPool, NativeThreadPool, wait_for_deferred
-from greendefer.carriers import native
+from greendefer._carriers import native
 
 LIMITED = """
     import errno, os, resource, socket, gevent, gevent.socket, greendefer
@@ -211,7 +211,7 @@ class TestThreadsThatCannotStart:
             from twisted.internet import selectreactor
             selectreactor.install()
             import greendefer
-            from greendefer.carriers import native
+            from greendefer._carriers import native
             from twisted.internet import reactor
 
             def refuse(*args, **kwargs):
@@ -363,8 +363,8 @@ def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
 
 
 def test_our_clock_is_monotonic() -> None:
-    from greendefer import bridge, crossing, deadlines, holdups, runtime
+    from greendefer import _bridge, _crossing, _deadlines, _holdups, _runtime
 
-    for module in bridge, crossing, deadlines, runtime, holdups:
+    for module in _bridge, _crossing, _deadlines, _runtime, _holdups:
         assert module.monotonic is time.monotonic  # type: ignore[attr-defined]
-    assert runtime.Runtime.now is time.monotonic
+    assert _runtime.Runtime.now is time.monotonic

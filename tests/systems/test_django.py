@@ -457,7 +457,7 @@ def test_what_the_program_has_around_its_calls_is_left_alone() -> None:
         from gevent import monkey
         monkey.patch_all()
         import greendefer
-        from greendefer.pool import default_pool
+        from greendefer._pool import default_pool
         default_pool.around = nullcontext
         from django.conf import settings
         settings.configure(INSTALLED_APPS=["greendefer.contrib.django"])

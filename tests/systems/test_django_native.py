@@ -16,8 +16,8 @@ from twisted.internet.defer import CancelledError, Deferred
 
 import greendefer
 from greendefer import CallTimeout, ExecutorPool, NativeThreadPool
-from greendefer.carriers.native import allocate_lock
-from greendefer.reactor.wait import get_thread_ident
+from greendefer._carriers.native import allocate_lock
+from greendefer._reactor.wait import get_thread_ident
 
 from .clients import AT_ONCE, NAP
 from .conftest import ALIASES, IN_C, another, needs, until

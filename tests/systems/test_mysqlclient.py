@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 
 import greendefer
 from greendefer import GreenPool, NativeThreadPool
-from greendefer.reactor.wait import get_thread_ident
+from greendefer._reactor.wait import get_thread_ident
 
 from .clients import AT_ONCE
 from .conftest import another, needs, until

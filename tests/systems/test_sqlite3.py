@@ -16,8 +16,8 @@ from twisted.internet.task import deferLater
 
 import greendefer
 from greendefer import CallTimeout, GreenPool, NativeThreadPool
-from greendefer.carriers.native import allocate_lock
-from greendefer.reactor.wait import get_thread_ident
+from greendefer._carriers.native import allocate_lock
+from greendefer._reactor.wait import get_thread_ident
 
 from .clients import AT_ONCE, NAP
 from .conftest import another, until

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from django.db import connections
 
-from ...pool import default_pool
+from ..._pool import default_pool
 from .. import psycopg
 
 if TYPE_CHECKING:

@@ -1,0 +1,271 @@
+"""Calls on a ``concurrent.futures.Executor``: worker processes, or a cluster."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from gevent import monkey
+from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
+
+from .._errors import ExecutorFailed, GreendeferError, shown
+from . import WorkItem
+from .native import ENDING_SECONDS, native_sleep
+from .pickling import pickled, run_pickled
+from .threads import execute
+
+if TYPE_CHECKING:
+    from .._admission import Call
+    from .._runtime import Runtime
+
+
+native_waitpid: Callable[[int, int], tuple[int, int]] = monkey.get_original("os", "waitpid")
+
+
+class ExecutorCarrier:
+    """Hands each call to the executor of a pool.
+
+    :param executor: one, or what makes one; that is asked again when one has broken.
+    """
+
+    can_kill = False
+    can_nest = False
+    outlives_fork = False
+
+    def __init__(self, runtime: Runtime, executor: Executor | Callable[[], Executor]) -> None:
+        self._runtime = runtime
+        self._executor: Executor | None = None
+        self._make: Callable[[], Executor] | None = None
+        if isinstance(executor, Executor):
+            self._executor = executor
+        else:
+            self._make = executor
+        self.kind: str = "executor" if self._executor is None else type(executor).__name__
+        self._is_ours = False
+        self._is_broken = False
+        self._submitted = 0
+        self._to_submit: deque[WorkItem] = deque()
+        self._submits = False
+
+    def start(self, call: Call) -> None:
+        self._to_submit.append(WorkItem(self._runtime, call))
+        if not self._submits:
+            self._submits = True
+            self._runtime.call_where_it_may_wait(self._submit_all)
+
+    def withdraw(self, call: Call) -> bool:
+        item: WorkItem = call.carried_by
+        future: Future[Any] | None = item.carried_by
+        return item.claim() or (future is not None and future.cancel())
+
+    # Where it may wait: submit() starts threads and processes, and takes locks.
+
+    def _submit_all(self) -> None:
+        while self._to_submit:
+            item = self._to_submit.popleft()
+            if item.claim():
+                try:
+                    self._submit(item)
+                except BaseException as e:  # pickling runs code of the arguments' own
+                    error = e
+                    if not isinstance(e, GreendeferError):
+                        what = self._executor or "what should make the executor"
+                        error = ExecutorFailed(f"{item.name}: {shown(what)} refused it: {shown(e)}")
+                        error.__cause__ = e
+                    item.end(Failure(error))
+        self._submits = False
+
+    def _submit(self, item: WorkItem) -> None:
+        executor = self._executor
+        if executor is None or self._is_broken:
+            executor = self._replace(executor)
+        f: Callable[[Any], Any] = run_pickled
+        what: Any = item
+        if _has_threads(executor):
+            f = _run_item
+        else:
+            what = pickled(item.call)
+        try:
+            future = _submit_to(executor, f, what)
+        except BrokenExecutor:
+            if not self._can_replace:
+                raise
+            executor = self._replace(executor)
+            future = _submit_to(executor, f, what)  # it has never run
+        item.carried_by = future
+        self._submitted += 1
+        if what is not item:
+            # Nobody tells us when a process really starts it. A thread does by itself.
+            item.begun()
+        future.add_done_callback(  # in whichever thread
+            lambda future: self._runtime.deliver(lambda _: self._done(item, executor, future), None)
+        )
+
+    @property
+    def _can_replace(self) -> bool:
+        return self._make is not None or _is_process_pool(self._executor)
+
+    def _replace(self, old: Executor | None) -> Executor:
+        """Have an executor, or another in place of one that is broken."""
+        executor = _another(old) if self._make is None else self._make()
+        if not isinstance(executor, Executor):
+            raise GreendeferError(f"The function of an ExecutorPool returned {shown(executor)}")
+        if self._is_ours and old is not None:
+            old.shutdown(wait=False)
+        self._executor = executor
+        self._is_ours = True
+        self._is_broken = False
+        return executor
+
+    # In the reactor's thread.
+
+    def _done(self, item: WorkItem, executor: Executor, future: Future[Any]) -> None:
+        self._submitted -= 1
+        call = item.call
+        if call.carried_by is not item:
+            return  # it was withdrawn
+        result: Any
+        if future.cancelled():
+            result = ExecutorFailed(f"{call.name} was dropped: {shown(executor)} was shut down")
+        elif (error := future.exception()) is None:
+            call.end(future.result())
+            return
+        elif isinstance(error, BrokenExecutor):
+            if executor is self._executor:
+                self._is_broken = self._can_replace
+            result = ExecutorFailed(
+                f"{call.name} may have run in part: a worker of {shown(executor)} has died "
+                f"({safe_str(error)}). "
+                + (
+                    "Another one takes its place for later calls."
+                    if self._can_replace
+                    else "Give the ExecutorPool a function that makes one, and it is replaced."
+                )
+            )
+            result.__cause__ = error
+        else:
+            result = error
+        call.end(Failure(result))
+
+    def kill(self, call: Call) -> None:
+        raise NotImplementedError("an executor can't kill")
+
+    def stop(self) -> None:
+        executor = self._executor
+        if not self._is_ours or executor is None:
+            return
+        # Python waits for these processes when it exits (concurrent.futures.process, _python_exit).
+        # What they still run has had its grace.
+        processes: dict[int, Any] = getattr(executor, "_processes", None) or {}
+        running = list(processes.values()) if self._submitted else []
+        manager = getattr(executor, "_executor_manager_thread", None)
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+        if monkey.is_module_patched("threading"):
+            for process in running:
+                _reap(process)
+        elif manager is not None:
+            # It closes the pipe that Python wakes it by when it exits, and does not ask whether it
+            # may: Python would fail there, and hang.
+            manager.join(ENDING_SECONDS)
+
+
+def _submit_to(executor: Any, f: Callable[[Any], Any], what: Any) -> Future[Any]:
+    """Submit a call, and see to it that a process pool does not lose it.
+
+    submit() of a ProcessPoolExecutor (concurrent/futures/process.py) wakes its manager before it
+    starts a process, so the manager would not hear of that one's death until something else wakes
+    it. And a manager that finds the pool broken meanwhile neither ends the process that is being
+    started, for which Python would wait for ever when it exits, nor fails the call that is being
+    noted.
+
+    :raises concurrent.futures.BrokenExecutor: it was not taken, and never runs.
+    """
+    future: Future[Any] = executor.submit(f, what)
+    wakeup = getattr(executor, "_executor_manager_thread_wakeup", None)
+    if wakeup is None:  # it is no such pool
+        return future
+    if not executor._broken:
+        with executor._shutdown_lock:
+            wakeup.wakeup()
+        return future
+    for process in list((executor._processes or {}).values()):
+        process.terminate()
+    if not wait([future], ENDING_SECONDS).done:
+        raise BrokenExecutor("it broke as it took the call")
+    return future
+
+
+def _reap(process: Any) -> None:
+    """Have a worker process that was terminated known to be dead, before its executor asks.
+
+    Patched, the executor's own threads are greenlets. As they clean up they ask for the exit of
+    each process, without ever giving way, until they have it (concurrent.futures.process,
+    shutdown_workers). libev may have taken that meanwhile (childcb in ev.c), and then they ask for
+    ever. Nothing here gives way either, so libev has not.
+    """
+    popen = process._popen
+    if popen is None or popen.method not in ("fork", "spawn"):
+        return  # a fork server reaps its own
+    until = monotonic() + ENDING_SECONDS
+    while popen.returncode is None:
+        try:
+            pid, status = native_waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = process.pid, -signal.SIGTERM
+        if pid:
+            popen.returncode = os.waitstatus_to_exitcode(status) if status >= 0 else status
+        elif monotonic() >= until:
+            process.kill()
+            until += ENDING_SECONDS
+        else:
+            native_sleep(0.001)
+
+
+def _has_threads(executor: Executor) -> bool:
+    # By name: importing it takes longer than the rest of this module.
+    cls = type(executor)
+    return cls.__name__ == "ThreadPoolExecutor" and cls.__module__ in (
+        "concurrent.futures.thread",
+        "gevent.threadpool",
+    )
+
+
+def _is_process_pool(executor: Executor | None) -> bool:
+    cls = type(executor)
+    return cls.__name__ == "ProcessPoolExecutor" and cls.__module__ == "concurrent.futures.process"
+
+
+def _another(broken: Any) -> Executor:
+    """A process pool like `broken`."""
+    options: dict[str, Any] = {}
+    for name in "max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child":
+        if hasattr(broken, f"_{name}"):  # pragma: no branch - the last came with Python 3.11
+            options[name] = getattr(broken, f"_{name}")
+    if (
+        monkey.is_object_patched("os", "fork")
+        and options["mp_context"].get_start_method() == "fork"
+    ):
+        # The broken one's threads are greenlets, which are still about to clean up. A fork would
+        # have copies of them, that do the same.
+        options["mp_context"] = importlib.import_module("multiprocessing").get_context("forkserver")
+    another: Executor = type(broken)(**options)
+    return another
+
+
+def _run_item(item: WorkItem) -> Any:
+    """What the threads of a ThreadPoolExecutor run."""
+    item.begun()
+    result = execute(item)
+    if isinstance(result, Failure):
+        assert result.value is not None
+        raise result.value.with_traceback(result.tb)
+    return result

@@ -1,0 +1,234 @@
+"""Waiting in one thread for what the reactor does in another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextvars import copy_context
+from inspect import iscoroutine
+from queue import Empty
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent._hub_local import get_hub_if_exists
+from gevent.hub import Waiter
+from greenlet import getcurrent
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+from ._admission import Call, cancel_quietly, current_call
+from ._carriers.greenlets import Kill
+from ._carriers.native import SimpleQueue
+from ._errors import CallTimeout, GreendeferError, WouldDeadlock
+from ._lending import borrower_of, wait_begins, wait_ends
+from ._reactor.installed import has_stopped
+from ._reactor.loops import ask
+from ._reactor.wait import nothing
+from ._runtime import runtime_here, runtime_if_made
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+
+def as_deferred(result: Any) -> Any:
+    """What a function may return to be waited for, as a Deferred; a plain value as it is."""
+    if type(result) is Deferred:
+        return result
+    if iscoroutine(result):
+        return Deferred.fromCoroutine(result)
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio.isfuture(result):
+        return Deferred.fromFuture(result)
+    return result
+
+
+def call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None) -> Any:
+    """Call `f` in the reactor's greenlet, and wait in this thread for the result. The thread
+    sleeps, or, if it has a hub of its own, its other greenlets go on."""
+    return _Crossing(reactor, f).wait(timeout)
+
+
+class _Crossing:
+    """One thread, or greenlet of another hub, that waits for what the reactor's thread does."""
+
+    def __init__(self, reactor: Any, f: Callable[[], Any]) -> None:
+        self._reactor = reactor
+        self._f = f
+        self._context = copy_context()
+        # The call that waits here, if this is a worker of a pool. Its slot may be lent meanwhile.
+        self._me = current_call()
+        self._runtime: Runtime | None = None
+        self._d: Deferred[Any] | None = None
+        self._given_up = False
+        self._result: Any = None
+        self._tb: TracebackType | None = None
+        self._has_result = False
+        self._over = False
+        self._wake, self._sleep = _sleeper()
+
+    # In the waiting thread.
+
+    def wait(self, timeout: float | None) -> Any:
+        runtime = self._runtime = runtime_if_made(self._reactor)
+        if runtime is not None:  # else _start() does
+            runtime.waits.add(self)
+        if has_stopped(self._reactor):
+            if runtime is not None:
+                runtime.waits.discard(self)
+            raise GreendeferError(
+                "The reactor has stopped: what it is asked to call is never called"
+            )
+        interrupted: BaseException | None = None
+        self._post(self._start)
+        try:
+            if not self._sleep_until_over(timeout):
+                raise CallTimeout(f"The wait for the reactor's thread took longer than {timeout} s")
+        except BaseException as e:  # this greenlet is killed, say
+            interrupted = e
+            self._post(self._give_up)
+            # The call that runs in our slot must have ended, before we go on in it.
+            while self._me is not None and not self._over and not has_stopped(self._reactor):
+                try:
+                    self._sleep_until_over(None)
+                except BaseException as another:
+                    if isinstance(another, Kill):
+                        interrupted = another
+        try:
+            if interrupted is not None:
+                raise interrupted
+            result = self._result
+            if isinstance(result, Failure):
+                assert result.value is not None
+                raise result.value.with_traceback(self._tb)
+            return result
+        finally:
+            # The traceback has this frame: no cycle, please.
+            interrupted = result = None
+            self._result = self._tb = None
+
+    def _sleep_until_over(self, timeout: float | None) -> bool:
+        until = None if timeout is None else monotonic() + timeout
+        while not self._over:
+            if not self._sleep(None if until is None else max(0.0, until - monotonic())):
+                return self._over
+        return True
+
+    def _post(self, f: Callable[[], None]) -> None:
+        if self._me is None:
+            self._reactor.callFromThread(f)
+        else:
+            # In line with what the worker has posted: it has begun.
+            self._me.pool._runtime.deliver(lambda _: f(), None)
+
+    # In the reactor's thread.
+
+    def _start(self) -> None:
+        if self._over or self._given_up:
+            return
+        self._runtime = runtime = runtime_here()
+        runtime.waits.add(self)
+        d = self._d = maybeDeferred(lambda: as_deferred(self._context.run(self._f)))
+        if self._me is not None and isinstance(d, Call) and not d.called:
+            try:
+                wait_begins(self._me, d)
+            except WouldDeadlock:
+                self._finish(Failure())
+                d.addErrback(lambda _: None)
+                cancel_quietly(d)
+                return
+        d.addBoth(self._finish)
+
+    def _finish(self, result: Any) -> None:
+        if not self._has_result:
+            self._has_result = True
+            if not self._given_up:
+                self._result = result
+                self._tb = result.tb if isinstance(result, Failure) else None
+                self._go_on()
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        if self._d is not None:  # pragma: no branch - _start() was posted first, and has run
+            cancel_quietly(self._d)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Wake the thread, or have it done when the call that runs in our slot has ended."""
+        if self._me is not None:
+            wait_ends(self._me)
+            borrower = borrower_of(self._me)
+            if borrower is not None:
+                borrower.when_ended = self._go_on
+                return
+        self.reactor_stopped()
+
+    def reactor_stopped(self) -> None:
+        if not self._has_result:
+            self._has_result = True
+            self._result = Failure(
+                GreendeferError("The reactor has stopped, and the result is not there")
+            )
+        self._over = True
+        assert self._runtime is not None  # it waits in there, or _start() has run
+        self._runtime.waits.discard(self)
+        self._wake()
+
+
+def _sleeper() -> tuple[Callable[[], object], Callable[[float | None], bool]]:
+    """How this thread waits for another one: ``wake()`` is for that one, and thread-safe;
+    ``sleep(timeout)`` is for this one, and tells whether it was woken in time."""
+    hub = get_hub_if_exists()
+    if hub is None or getcurrent() is hub:
+        return _native_sleeper()
+    return _hub_sleeper(hub)
+
+
+def _native_sleeper() -> tuple[Callable[[], object], Callable[[float | None], bool]]:
+    wakes = SimpleQueue()
+
+    def sleep(timeout: float | None) -> bool:
+        try:
+            wakes.get(timeout=timeout)
+        except Empty:
+            return False
+        return True
+
+    return lambda: wakes.put(None), sleep
+
+
+def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None], bool]]:
+    loop: Any = hub.loop  # a hub that is destroyed has none
+    woken = False
+    waiter: Waiter[None] | None = None
+
+    def woke() -> None:  # in the hub
+        nonlocal woken
+        woken = True
+        if waiter is not None:
+            waiter.switch(None)
+
+    def wake() -> None:
+        try:
+            ask(loop, woke)
+        except ValueError:  # "operation on destroyed loop": its thread has ended meanwhile
+            pass
+
+    def sleep(timeout: float | None) -> bool:
+        nonlocal woken, waiter
+        if not woken:  # pragma: no branch - once woken it is over, and sleeps no more
+            waiter = Waiter(hub)
+            # Never sent: it is there so that the hub sees that something may still happen.
+            holds_the_loop: Any = loop.async_()
+            holds_the_loop.start(nothing)
+            try:
+                with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
+                    waiter.get()
+            finally:
+                waiter = None
+                holds_the_loop.close()
+        was_woken, woken = woken, False
+        return was_woken
+
+    return wake, sleep
