@@ -108,6 +108,16 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
         self.cooperative_wait.takes_visits = False
         super().__init__(GreenSelector(self.cooperative_wait))
 
+    _reactor: GeventAsyncioReactor | None = None
+
+    def _run_once(self) -> None:
+        # One turn (asyncio/base_events.py, run_forever): what there is to write goes before it
+        # decides how long to wait. A handle, from call_soon(), would cost a turn more.
+        reactor = self._reactor
+        if reactor is not None and reactor._eager:
+            reactor._write_eagerly()
+        super()._run_once()  # type: ignore[misc]
+
     def forked(self) -> None:
         """This is a child process: its epoll, and the pipe that wakes it, are to be its own."""
         self._selector.renew()
@@ -161,9 +171,7 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
                 f"{shown(eventloop)}"
             )
         super().__init__(eventloop, cooperative_wait=eventloop.cooperative_wait)
-
-    def _write_soon(self) -> None:
-        self._asyncioEventloop.call_soon(self._write_eagerly)
+        eventloop._reactor = self
 
     def forked(self) -> None:
         self._asyncioEventloop.forked()
