@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import wraps
@@ -12,6 +14,7 @@ from multiprocessing import get_context
 from queue import Empty
 from typing import Any
 
+import gevent
 import pytest
 from gevent import monkey
 from twisted.internet.defer import CancelledError, Deferred
@@ -291,3 +294,21 @@ def test_a_workers_call_that_is_cancelled_before_its_thread_takes_it(
             return await worker.submit(len, "sixsix")
 
     assert in_reactor(lambda: Deferred.fromCoroutine(main())) == 6
+
+
+def _sleep_in_a_hub() -> None:
+    gevent.sleep(0)
+
+
+@pytest.mark.parametrize("use", [gevent.get_hub, _sleep_in_a_hub])
+def test_a_thread_that_has_ended_leaves_no_hub(use: Callable[[], object]) -> None:
+    """It had one if a call used gevent there."""
+    hubs: list[Any] = []
+
+    def in_thread() -> None:
+        use()
+        hubs.append(weakref.ref(gevent.get_hub()))
+
+    native.start_thread(in_thread, "has a hub")(20)
+    gc.collect()
+    assert [hub() for hub in hubs] == [None]

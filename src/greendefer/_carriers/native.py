@@ -51,6 +51,9 @@ def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
             hub: Any = get_hub_if_exists()
             if hub is not None:
                 hub.destroy(destroy_loop=True)
+                # It has raised LoopExit here, and waits there for what nobody sends: as it would
+                # for ever, with all that its stack has, once the thread is gone.
+                hub.throw()
             alive.release()
 
     def run_seen() -> None:  # pragma: no cover - it begins before anything can see it
