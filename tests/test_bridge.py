@@ -382,9 +382,9 @@ def test_a_thread_whose_hub_is_gone_needs_no_waking() -> None:
     """As one has that was waited for from there until just now."""
 
     def in_thread() -> None:
-        wake, _ = _crossing._hub_sleeper(gevent.get_hub())
+        sleeper = _crossing._HubSleeper(gevent.get_hub())
         gevent.get_hub().destroy(destroy_loop=True)
-        wake()
+        sleeper.wake()
 
     assert wait_for_deferred(NativeThreadPool(1).submit(in_thread), 20) is None
 

@@ -9,7 +9,7 @@ from inspect import iscoroutine
 from queue import Empty
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 from gevent._hub_local import get_hub_if_exists
@@ -24,8 +24,7 @@ from ._carriers.native import SimpleQueue
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock
 from ._lending import borrower_of, wait_begins, wait_ends
 from ._reactor.installed import has_stopped
-from ._reactor.loops import ask
-from ._reactor.wait import nothing
+from ._reactor.loops import LoopInbox
 from ._runtime import runtime_here, runtime_if_made
 
 if TYPE_CHECKING:
@@ -47,7 +46,11 @@ def as_deferred(result: Any) -> Any:
 def call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None) -> Any:
     """Call `f` in the reactor's greenlet, and wait in this thread for the result. The thread
     sleeps, or, if it has a hub of its own, its other greenlets go on."""
-    return _Crossing(reactor, f).wait(timeout)
+    crossing = _Crossing(reactor, f)
+    try:
+        return crossing.wait(timeout)
+    finally:
+        crossing.sleeper.close()
 
 
 class _Crossing:
@@ -66,7 +69,7 @@ class _Crossing:
         self._tb: TracebackType | None = None
         self._has_result = False
         self._over = False
-        self._wake, self._sleep = _sleeper()
+        self.sleeper: _Sleeper = _sleeper()
 
     # In the waiting thread.
 
@@ -111,7 +114,7 @@ class _Crossing:
     def _sleep_until_over(self, timeout: float | None) -> bool:
         until = None if timeout is None else monotonic() + timeout
         while not self._over:
-            if not self._sleep(None if until is None else max(0.0, until - monotonic())):
+            if not self.sleeper.sleep(None if until is None else max(0.0, until - monotonic())):
                 return self._over
         return True
 
@@ -173,62 +176,77 @@ class _Crossing:
         self._over = True
         assert self._runtime is not None  # it waits in there, or _start() has run
         self._runtime.waits.discard(self)
-        self._wake()
+        self.sleeper.wake()
 
 
-def _sleeper() -> tuple[Callable[[], object], Callable[[float | None], bool]]:
-    """How this thread waits for another one: ``wake()`` is for that one, and thread-safe;
-    ``sleep(timeout)`` is for this one, and tells whether it was woken in time."""
+class _Sleeper(Protocol):
+    """How a thread waits for another one."""
+
+    def wake(self) -> None:
+        """For any thread, and once only."""
+
+    def sleep(self, timeout: float | None) -> bool:
+        """Until it is woken, or ``False`` if the time is up."""
+
+    def close(self) -> None:
+        """It sleeps no more."""
+
+
+def _sleeper() -> _Sleeper:
     hub = get_hub_if_exists()
     if hub is None or getcurrent() is hub:
-        return _native_sleeper()
-    return _hub_sleeper(hub)
+        return _NativeSleeper()
+    return _HubSleeper(hub)
 
 
-def _native_sleeper() -> tuple[Callable[[], object], Callable[[float | None], bool]]:
-    wakes = SimpleQueue()
+class _NativeSleeper:
+    """The whole thread sleeps."""
 
-    def sleep(timeout: float | None) -> bool:
+    def __init__(self) -> None:
+        self._wakes = SimpleQueue()
+
+    def wake(self) -> None:
+        self._wakes.put(None)
+
+    def sleep(self, timeout: float | None) -> bool:
         try:
-            wakes.get(timeout=timeout)
+            self._wakes.get(timeout=timeout)
         except Empty:
             return False
         return True
 
-    return lambda: wakes.put(None), sleep
+    def close(self) -> None:
+        pass
 
 
-def _hub_sleeper(hub: Any) -> tuple[Callable[[], object], Callable[[float | None], bool]]:
-    loop: Any = hub.loop  # a hub that is destroyed has none
-    woken = False
-    waiter: Waiter[None] | None = None
+class _HubSleeper:
+    """The other greenlets of its hub go on."""
 
-    def woke() -> None:  # in the hub
-        nonlocal woken
-        woken = True
-        if waiter is not None:
-            waiter.switch(None)
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        # It also has the hub see that something may still happen.
+        self._inbox = LoopInbox(hub.loop, ref=True)
+        self._woken = False
+        self._waiter: Waiter[None] | None = None
 
-    def wake() -> None:
-        try:
-            ask(loop, woke)
-        except ValueError:  # "operation on destroyed loop": its thread has ended meanwhile
-            pass
+    def wake(self) -> None:
+        self._inbox.ask(self._woke)
 
-    def sleep(timeout: float | None) -> bool:
-        nonlocal woken, waiter
-        if not woken:  # pragma: no branch - once woken it is over, and sleeps no more
-            waiter = Waiter(hub)
-            # Never sent: it is there so that the hub sees that something may still happen.
-            holds_the_loop: Any = loop.async_()
-            holds_the_loop.start(nothing)
+    def _woke(self) -> None:
+        self._woken = True
+        if self._waiter is not None:
+            self._waiter.switch(None)
+
+    def sleep(self, timeout: float | None) -> bool:
+        if not self._woken:  # pragma: no branch - once woken it is over, and sleeps no more
+            self._waiter = Waiter(self._hub)
             try:
                 with gevent.Timeout(timeout, False):  # type: ignore[arg-type]  # as documented
-                    waiter.get()
+                    self._waiter.get()
             finally:
-                waiter = None
-                holds_the_loop.close()
-        was_woken, woken = woken, False
+                self._waiter = None
+        was_woken, self._woken = self._woken, False
         return was_woken
 
-    return wake, sleep
+    def close(self) -> None:
+        self._inbox.close()

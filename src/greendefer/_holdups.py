@@ -20,7 +20,6 @@ from twisted.logger import Logger
 from ._carriers.greenlets import Worker
 from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
 from ._policy import check_seconds
-from ._reactor.loops import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,9 +143,7 @@ class HoldupWatch:
         self._answers = answers = SimpleQueue()
         if self._stopped:
             return
-        try:
-            ask(self._runtime.loop, self._answer, answers.put)
-        except ValueError:  # the loop is destroyed
+        if not self._runtime.wait.inbox.ask(self._answer, answers.put):  # the loop is destroyed
             self._stopped = True
             return
         try:

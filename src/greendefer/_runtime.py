@@ -151,6 +151,7 @@ class GreenRuntime(Runtime):
         self.hub: Any = wait.hub
         self.loop: Any = wait.hub.loop
         self.yield_to_reactor: Callable[[], None] = wait.yield_to_reactor
+        self.ask: Callable[..., object] = wait.inbox.ask
         super().__init__(reactor, HubTimer(self.loop, reactor.callFromThread))
         self._thread = wait.hub.thread_ident
         if not reactor.running:

@@ -13,7 +13,6 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from .._reactor.loops import ask
 from .._reactor.wait import SLICE
 
 if TYPE_CHECKING:
@@ -36,6 +35,10 @@ class HubHandle(Protocol):
 
     def yield_to_reactor(self) -> None:
         """A greenlet is about to switch to the hub: let others run who should be first."""
+
+    def ask(self, f: Callable[..., object], *args: Any) -> object:
+        """Call ``f(*args)`` in the hub, after what was asked before; nothing, once that is gone.
+        For any thread."""
 
     @property
     def call_soon(self) -> Callable[..., object]:
@@ -154,7 +157,7 @@ class Worker(greenlet):
             # From the hub: this is the reactor's greenlet, perhaps of another thread, and when a
             # worker ends it is its parent that goes on, the hub.
             handle = self._carrier.handle
-            ask(handle.loop, throw_kill, handle, self.kill_next)
+            handle.ask(throw_kill, handle, self.kill_next)
 
     def switch_out(self) -> None:
         # The hub calls this in a greenlet that is about to switch to it (gevent/

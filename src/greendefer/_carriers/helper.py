@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.hub import Waiter
 
-from .._reactor.loops import ask
+from .._reactor.loops import LoopInbox
 from . import Job, WorkItem
 from .greenlets import GreenletCarrier, PinnedGreenletCarrier, throw_kill
 from .native import ENDING_SECONDS, allocate_lock, start_thread
@@ -42,14 +42,6 @@ class HelperHub:
     def yield_to_reactor(self) -> None:
         pass  # there is no reactor here that should be first
 
-    def ask(self, f: Callable[..., object], *args: Any) -> None:
-        """Call ``f(*args)`` in the hub, after what was asked before; nothing, once it has ended.
-        For any thread."""
-        try:
-            ask(self.loop, f, *args)
-        except ValueError:  # "operation on destroyed loop"
-            pass
-
     def stop(self) -> None:
         """Let the thread end, after what was asked before."""
         self.ask(self._ended.switch, None)
@@ -60,9 +52,8 @@ class HelperHub:
             self.hub = gevent.get_hub()
             self.loop = self.hub.loop
             self._ended = Waiter(self.hub)
-            # Never sent: it keeps the hub waiting for what will be asked.
-            holds_the_loop = self.loop.async_()
-            holds_the_loop.start(int)
+            inbox = LoopInbox(self.loop, ref=True)
+            self.ask: Callable[..., object] = inbox.ask
         except BaseException as e:
             self._failed = e
             return
@@ -71,7 +62,7 @@ class HelperHub:
         try:
             self._ended.get()
         finally:
-            holds_the_loop.close()
+            inbox.close()
 
 
 class HelperCarrier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from math import ceil
 from typing import Any
@@ -18,24 +19,54 @@ def for_timer(loop: Any, seconds: float) -> float:
     return seconds if is_libev(loop) or not seconds else (ceil(seconds * 1000) + 0.5) / 1000
 
 
-def ask(loop: Any, f: Callable[..., object], *args: Any) -> None:
-    """Call ``f(*args)`` in the hub that runs `loop`, after what was asked before. For any thread.
+class LoopInbox:
+    """What other threads want a hub to call.
 
-    gevent has ``run_callback_threadsafe`` for that, which on libuv is not: it starts a handle of
-    the loop (``_setup_for_run_callback`` in gevent/libuv/loop.py) while the loop's own thread may
-    be about to go through them, and the process crashes, or hangs (gevent's issue 2212). In libuv
-    only ``uv_async_send`` is for other threads. It is all that is needed: once it has ended the
-    poll, the loop runs what is in its list (``loop.run``), and appending to that is atomic.
+    gevent has ``loop.run_callback_threadsafe`` for that, which is not. On libev it counts the
+    callback among what is alive (``ev_ref`` in gevent/libev/corecext.pyx) while the loop's own
+    thread, which has no GIL as it polls, counts its timers there, without a lock: of a thousand
+    times one is lost, and in the end a hub that is waited in finds nothing alive (LoopExit). On
+    libuv it starts a handle while that thread may be about to go through them, and the process
+    crashes, or hangs (gevent's issue 2212). Of both libraries, only what an async watcher's
+    ``send()`` calls is for other threads (ev_async_send, uv_async_send).
 
-    :raises ValueError: the loop is destroyed.
+    It is made, and closed, in the loop's own thread.
+
+    :param ref: does it keep the loop alive, until it is closed?
     """
-    if is_libev(loop):
-        loop.run_callback_threadsafe(f, *args)
-        return
-    from gevent._ffi.callback import callback  # type: ignore[import-not-found]  # not in its stubs
 
-    try:
-        loop._callbacks.append(callback(f, args))
-        loop._threadsafe_async.send()
-    except AttributeError:  # destroy() takes both away
-        raise ValueError("operation on destroyed loop") from None
+    def __init__(self, loop: Any, *, ref: bool) -> None:
+        self._asked: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._bell: Any = loop.async_(ref=ref)
+        self._bell.start(self._answer)
+        self._closed = False
+
+    def ask(self, f: Callable[..., object], *args: Any) -> bool:
+        """Call ``f(*args)`` in the hub, after what was asked before. For any thread.
+
+        :returns: ``False`` if nobody will, since this is closed, or the loop is destroyed.
+        """
+        if self._closed:
+            return False
+        self._asked.append((f, args))
+        try:
+            self._bell.send()
+        except Exception:  # ValueError on libev; on libuv, AssertionError and others
+            return False
+        return True
+
+    def _answer(self) -> None:
+        asked = self._asked
+        for _ in range(len(asked)):
+            f, args = asked.popleft()
+            try:
+                f(*args)
+            except BaseException:
+                if asked:
+                    self._bell.send()
+                raise  # to whoever hears of errors in the hub
+
+    def close(self) -> None:
+        """Nobody answers any more."""
+        self._closed = True
+        self._bell.close()

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import gevent
 from gevent import monkey
+from gevent.exceptions import LoopExit
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
-from .loops import ask, for_timer, is_libev
+from .loops import LoopInbox, for_timer, is_libev
 
 #: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
 get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -49,6 +50,7 @@ class CooperativeWait:
     """Where the reactor's greenlet is parked while it has nothing to do.
 
     :ivar hub: the hub that the reactor waits in.
+    :ivar inbox: what other threads want that hub to call.
     :ivar greenlet: the reactor's greenlet while the reactor runs, else ``None``.
     :ivar takes_visits: may :meth:`visit` be used here?
     :ivar turns: how often it has waited.
@@ -75,6 +77,7 @@ class CooperativeWait:
         self.hub = hub
         loop: Any = hub.loop
         self.loop = loop
+        self.inbox: LoopInbox = LoopInbox(loop, ref=False)
         self._watchers: list[Any] = []
         self._each: list[Any] = []  # one for each descriptor, made for one round
         self._at_once: Any = loop.timer(0.0, priority=loop.MAXPRI)
@@ -112,11 +115,8 @@ class CooperativeWait:
         left = [*self._watchers, self._at_once]
         if self._alarm is not None:
             left.append(self._alarm)
-        for watcher in left:
-            try:
-                ask(self.loop, watcher.close)
-            except ValueError:  # the loop was destroyed, and has closed them
-                break
+        for each in (*left, self.inbox):
+            self.inbox.ask(each.close)  # unless the loop was destroyed, and has closed them
 
     def is_this_thread(self) -> bool:
         """Is the calling thread the one that the reactor waits in?"""
@@ -213,6 +213,13 @@ class CooperativeWait:
             if timeout is not None:
                 self._set_alarm(timeout)
             self._park(self.hub)
+        except LoopExit:
+            if not self._is_libev:
+                raise
+            # Our watcher is alive, so the loop has lost count: see LoopInbox. Who sets gevent's
+            # events from other threads, say, does that to it, too.
+            while self.loop.activecnt <= 0:
+                self.loop.ref()
         finally:
             for watcher in self._watchers or new:  # other ones in a forked child
                 watcher.stop()
