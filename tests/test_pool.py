@@ -613,9 +613,11 @@ class TestNesting:
         stats(pool)
 
 
-def slow_to_end(gate: Any) -> None:
+def slow_to_end(gate: Any, begun: Event | None = None) -> None:
     """A call that takes its time to clean up when it is killed."""
     try:
+        if begun is not None:
+            begun.set()
         gevent.sleep(3600)
     finally:
         gate()
@@ -656,11 +658,15 @@ class TestLending:
 
     def test_again_when_the_first_borrower_has_ended(self, pools: Any, gate: Any) -> None:
         p, q, _ = pools
+        begun = Event()
 
         def middle() -> str:
+            me: Any = gevent.getcurrent()
+            call_in_hub = gevent.get_hub().loop.run_callback
+            gevent.spawn(lambda: begun.wait(20) and call_in_hub(me.throw, gevent.Timeout()))
             try:
-                greendefer.wait_for_deferred(p.submit(slow_to_end, gate), timeout=0.01)
-            except CallTimeout:
+                greendefer.wait_for_deferred(p.submit(slow_to_end, gate, begun))
+            except gevent.Timeout:
                 pass
             return greendefer.wait_for_deferred(p.submit(str, "end"))
 
@@ -711,18 +717,18 @@ class TestLending:
 
         its_own = gevent.Timeout()
         outers: list[Any] = []
+        begun = Event()
 
         def outer() -> None:
             outers.append(gevent.getcurrent())
             try:
-                greendefer.wait_for_deferred(p.submit(slow_to_end, gate))
+                greendefer.wait_for_deferred(p.submit(slow_to_end, gate, begun))
             except gevent.Timeout:
                 pass
             ran.append("not killed")
 
         d = p.submit(outer)
-        while not p.stats().queued:
-            gevent.sleep(0)
+        assert begun.wait(20)
         d.addErrback(lambda f: f.trap(CancelledError))
         d.cancel()
         assert gate.entered.wait(10)

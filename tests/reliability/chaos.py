@@ -34,6 +34,7 @@ import gevent
 import gevent.socket
 import gevent.subprocess
 from gevent import monkey
+from gevent.hub import Hub
 from greenlet import GreenletExit, greenlet
 from twisted.internet import error, protocol
 from twisted.internet import reactor as _reactor
@@ -406,6 +407,7 @@ def held() -> dict[str, int]:
     loop: Any = gevent.get_hub().loop
     return {
         "greenlets": sum(isinstance(o, greenlet) and not o.dead for o in gc.get_objects()),
+        "hubs": sum(isinstance(o, Hub) for o in gc.get_objects()),  # dead ones, too
         "descriptors": len(os.listdir("/proc/self/fd")),
         "delayed calls": len(reactor.getDelayedCalls()),
         "watchers": loop.activecnt,
@@ -478,6 +480,7 @@ def main(calls: int, seed: int) -> Generator[Any, Any, None]:
         "of that, ours (ms)": round(1000 * chaos.late_by_us),
         "memory after a tenth (MB)": round(chaos.memory, 1),
     }
+    after_a_tenth = chaos.memory
     if (chaos.fired, chaos.twice) != (calls, 0):
         wrong.append(f"fired {chaos.fired} of {calls}, {chaos.twice} twice")
     if chaos.unexpected:
@@ -499,6 +502,10 @@ def main(calls: int, seed: int) -> Generator[Any, Any, None]:
         for name, n in after.items()
         if n > before[name] + kept.get(name, 0)
     ]
+    if after["watchers"] < 0:
+        wrong.append("the hub has lost count of what is alive")
+    if calls >= 100_000 and memory() > after_a_tenth + 8:
+        wrong.append(f"{after_a_tenth:.1f} MB after a tenth, then {memory():.1f}")
     if logged:
         wrong.append(f"{len(logged)} logged errors: {logged[:3]}")
     print(json.dumps(report, indent=1))
