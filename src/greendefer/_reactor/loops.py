@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from math import ceil
@@ -36,6 +37,7 @@ class LoopInbox:
     """
 
     def __init__(self, loop: Any, *, ref: bool) -> None:
+        self._loop = loop
         self._asked: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._bell: Any = loop.async_(ref=ref)
         self._bell.start(self._answer)
@@ -62,9 +64,9 @@ class LoopInbox:
             try:
                 f(*args)
             except BaseException:
-                if asked:
-                    self._bell.send()
-                raise  # to whoever hears of errors in the hub
+                # To whoever hears of errors in the hub. On libuv a watcher that raised one would
+                # be stopped (gevent/_ffi/loop.py, python_handle_error).
+                self._loop.handle_error(f, *sys.exc_info())
 
     def close(self) -> None:
         """Nobody answers any more."""
