@@ -76,7 +76,7 @@ def coverage(session: nox.Session) -> None:
     # These have bounds in time and memory, which are for programs that nobody traces.
     bounded = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
     # And this one interrupts a loop that does nothing else, which is then the tracer's.
-    bounded.append("--deselect=tests/test_programs.py::TestInterrupt")
+    bounded.append("--deselect=tests/test_programs.py::TestInterrupt::")
     # This one counts on what nobody has being gone at once, and a tracer keeps it for longer.
     bounded.append("--deselect=tests/test_testing.py::TestInlineIterators::test_half_of_it")
     bounded.append("--override-ini=faulthandler_timeout=900")
