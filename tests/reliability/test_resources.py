@@ -305,6 +305,51 @@ def test_a_hub_that_is_destroyed(run_program: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+def test_a_loop_that_is_destroyed_with_an_alarm_and_a_child(
+    loop: str, run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reactor's watchers have gone with it, and nobody closes them again."""
+    monkeypatch.setenv("GEVENT_LOOP", loop)
+    run_program(
+        """
+        import gevent, greendefer, signal
+        greendefer.install()
+        from twisted.internet import protocol, reactor
+        from twisted.internet.defer import Deferred
+
+        class Child(protocol.ProcessProtocol):
+            def __init__(self):
+                self.ended = Deferred()
+            def processEnded(self, reason):
+                self.ended.callback(reason.value.signal)
+
+        got = []
+        child = Child()
+        # Before the reactor runs, and for as long as it is not told to end.
+        process = reactor.spawnProcess(child, "/bin/sleep", ["sleep", "3600"])
+        reactor.callLater(3600, print)
+        reactor.callLater(0.01, reactor.crash)
+        reactor.run()
+        gevent.get_hub().destroy(destroy_loop=True)
+        reactor.callWhenRunning(process.signalProcess, "KILL")
+        child.ended.addBoth(got.append).addBoth(lambda _: reactor.crash())
+        reactor.run()
+        assert got == [signal.SIGKILL], got
+
+        # And while it runs.
+        child = Child()
+        reactor.spawnProcess(child, "/bin/sleep", ["sleep", "0.1"])
+        def destroy():
+            gevent.get_hub().destroy(destroy_loop=True)
+            child.ended.addBoth(got.append).addBoth(lambda _: reactor.crash())
+        reactor.callLater(0.01, destroy)
+        reactor.run()
+        assert got[1:] == [None], got
+        """
+    )
+
+
 def test_a_hub_that_is_destroyed_in_a_thread(in_reactor: Any) -> None:
     """A native thread's hub goes while something waits for it."""
 

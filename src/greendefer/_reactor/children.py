@@ -23,7 +23,7 @@ import gevent.os
 from gevent import monkey
 from twisted.internet import process
 
-from .loops import is_libev
+from .loops import is_destroyed, is_libev
 
 if TYPE_CHECKING:
     from .green import GreenReactor
@@ -69,12 +69,20 @@ class ChildExits:
 
     def uninstall(self) -> None:
         loop, self._loop = self._loop, None
-        if loop is not None:
-            while self._watchers:
-                self._watchers.popitem()[1].close()
-            loop.reset_sigchld()
-            if _gevent_waits_for_children():
-                loop.install_sigchld()
+        watchers, self._watchers = self._watchers, {}
+        if loop is None or is_destroyed(loop):
+            return
+        for watcher in watchers.values():
+            watcher.close()
+        loop.reset_sigchld()
+        if _gevent_waits_for_children():
+            loop.install_sigchld()
+
+    def moved(self) -> None:
+        """The reactor waits in another hub than before."""
+        if self._loop is not None:
+            self.uninstall()
+            self.install()
 
     def exited(self, pid: int, status: int) -> None:
         """Somebody else has the status of a child. In the hub."""
@@ -96,8 +104,7 @@ class _LibuvWatcher:
         loop._register_child_watcher(self)
 
     def close(self) -> None:
-        if hasattr(self._loop, "_child_watchers"):  # else it is destroyed
-            self._loop._unregister_child_watcher(self)
+        self._loop._unregister_child_watcher(self)
 
 
 def _tell_twisted(pid: int, status: int) -> None:

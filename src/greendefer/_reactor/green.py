@@ -53,6 +53,7 @@ class GreenReactor(WritesFirst, _Base):
         self.forked_while_running: bool = False
         self.interrupt_main: InterruptMain = InterruptMain(self)
         self._child_exits = ChildExits(self)
+        self.cooperative_wait.when_moved = self._child_exits.moved
         make_greenlet_local()
         unpatched.use_native_primitives()
         blockingcalls.make_cooperative()

@@ -14,6 +14,11 @@ def is_libev(loop: Any) -> bool:
     return bool(loop.MAXPRI > loop.MINPRI)
 
 
+def is_destroyed(loop: Any) -> bool:
+    """Is the loop gone, and with it all its watchers? Nobody may close these again."""
+    return not loop.ptr
+
+
 def for_timer(loop: Any, seconds: float) -> float:
     """What a timer of the loop is to be given so that it never rings early. libuv's counts whole
     milliseconds, cuts off what is more, and warns of less than one (gevent/libuv/watcher.py)."""

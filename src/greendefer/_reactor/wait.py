@@ -55,6 +55,7 @@ class CooperativeWait:
     :ivar takes_visits: may :meth:`visit` be used here?
     :ivar turns: how often it has waited.
     :ivar onlooker: is to be woken by whatever happens, if it is asleep.
+    :ivar when_moved: is called when it has got another hub.
     """
 
     greenlet: greenlet | None = None
@@ -63,6 +64,7 @@ class CooperativeWait:
     takes_visits: bool = True
 
     def __init__(self) -> None:
+        self.when_moved: Callable[[], object] = nothing
         self._descriptors: Callable[[], Iterable[tuple[int, int]]] | None = None
         self._fd: int | None = None
         self._parked: greenlet | None = None
@@ -107,6 +109,7 @@ class CooperativeWait:
                 self.onlooker.hub_is_gone()
                 self.onlooker = None
             self._enter(hub)
+            self.when_moved()
         return hub
 
     def _leave(self) -> None:
@@ -214,7 +217,7 @@ class CooperativeWait:
                 self._set_alarm(timeout)
             self._park(self.hub)
         except LoopExit:
-            if not self._is_libev:
+            if not self._is_libev:  # pragma: no cover - libuv counts for itself
                 raise
             # Our watcher is alive, so the loop has lost count: see LoopInbox. Who sets gevent's
             # events from other threads, say, does that to it, too.
