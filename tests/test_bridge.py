@@ -378,6 +378,14 @@ def test_a_pool_that_is_asked_in_another_thread() -> None:
     assert wait_for_deferred(NativeThreadPool(1).submit(elsewhere), 20) is None
 
 
+def test_a_thread_that_is_woken_before_it_sleeps() -> None:
+    sleeper = _crossing._HubSleeper(gevent.get_hub())
+    sleeper.wake()
+    gevent.sleep(0.01)
+    assert sleeper.sleep(20)
+    sleeper.close()
+
+
 def test_a_thread_whose_hub_is_gone_needs_no_waking() -> None:
     """As one has that was waited for from there until just now."""
 

@@ -8,7 +8,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import wraps
 from multiprocessing import get_context
 from queue import Empty
@@ -312,3 +312,26 @@ def test_a_thread_that_has_ended_leaves_no_hub(use: Callable[[], object]) -> Non
     native.start_thread(in_thread, "has a hub")(20)
     gc.collect()
     assert [hub() for hub in hubs] == [None]
+
+
+def test_a_process_pool_that_breaks_as_it_takes_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manager ended before it saw the call, which nobody will run; what it had just started is
+    ended."""
+    ended: list[str] = []
+
+    class Process:
+        def terminate(self) -> None:
+            ended.append("a process")
+
+    class Broken:
+        _executor_manager_thread_wakeup = object()
+        _broken = "A process was terminated abruptly"
+        _processes = types.MappingProxyType({1: Process()})
+
+        def submit(self, *args: Any) -> Future[Any]:
+            return Future()
+
+    monkeypatch.setattr(executors, "ENDING_SECONDS", 0.001)
+    with pytest.raises(BrokenExecutor, match="as it took the call"):
+        executors._submit_to(Broken(), len, "")
+    assert ended == ["a process"]

@@ -84,6 +84,37 @@ class TestNoMoreThreads:
             """
         )
 
+    def test_for_timeouts_after_a_while_without(self, not_green: Any) -> None:
+        """The thread has ended meanwhile, and there is another one."""
+        not_green(
+            """
+    from greendefer import _deadlines
+    from greendefer._carriers.native import SimpleQueue
+
+    _deadlines.IDLE_SECONDS = 0.01
+    ended = []
+    start = _deadlines.start_thread
+    _deadlines.start_thread = lambda f, name: start(lambda: (f(), ended.append(name)), name)
+
+    async def main():
+        pool = NativeThreadPool(2)
+        never = SimpleQueue()
+        late = green_deferred(pool=pool, timeout=0.01)(never.get)
+        for n in 1, 2:
+            try:
+                await late()
+            except CallTimeout:
+                pass
+            else:
+                raise AssertionError("it ended")
+            while len(ended) < n:
+                await deferLater(reactor, 0.001)
+            never.put(None)
+
+    go(main)
+            """
+        )
+
     def test_to_watch_for_holdups(self, green: Any) -> None:
         green(
             """

@@ -25,8 +25,10 @@ from greendefer import (
     BlockingIterator,
     CallTimeout,
     ExecutorPool,
+    GreendeferError,
     GreenIterator,
     GreenPool,
+    NativeThreadPool,
     PoolClosed,
     PoolFull,
     Timeouts,
@@ -816,6 +818,60 @@ class TestThePool:
         assert source.ended.wait(10)
         assert source.closed == 1
         assert len(source.greenlets) == 1
+
+    def test_asked_in_another_thread(self, in_reactor: Any) -> None:
+        """It says so, and goes on where it belongs."""
+
+        async def main() -> None:
+            it = over(Source(3), GreenPool(1))
+            assert await it.__anext__() == 0
+            elsewhere = NativeThreadPool(1).submit(lambda: it.__anext__().send(None))
+            with pytest.raises(GreendeferError, match="not the reactor's thread"):
+                await elsewhere
+            assert await collect(it) == [1, 2]
+
+        in_reactor(main)
+
+    def test_asked_as_the_reactor_stops(self, run_program: Any) -> None:
+        """Once its pools are closed it says so, also if it has not heard of that itself."""
+        run_program(
+            """
+            import greendefer, greendefer.shutdown
+            greendefer.install()
+            import gevent
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred
+
+            @greendefer.green_iterator
+            def numbers():
+                while True:
+                    yield 1
+
+            # Those that begin while the reactor stops go on until it does nothing more.
+            greendefer.shutdown.set_shutdown_grace(0, 0)
+            iterations = [numbers() for _ in range(30)]
+
+            async def begin():
+                for it in iterations:
+                    await it.__anext__()
+                d = greendefer.defer_to_greenlet(gevent.sleep, 3600)
+                d.addErrback(ask)  # among the 30, as the pool is closed
+
+            def ask(failure):
+                failure.trap(greendefer.PoolClosed)
+                for it in iterations:
+                    d = Deferred.fromCoroutine(it.__anext__())
+                    d.addErrback(lambda failure: ends.append(failure.type))
+
+            ends = []
+            reactor.addSystemEventTrigger(
+                "before", "shutdown", lambda: Deferred.fromCoroutine(begin())
+            )
+            reactor.callLater(0, reactor.stop)
+            reactor.run()
+            assert ends == [greendefer.PoolClosed] * 30, ends
+            """
+        )
 
     def test_closed_while_it_waits_for_a_slot(self, gate: Any, in_reactor: Any) -> None:
         pool = GreenPool(1)

@@ -199,6 +199,41 @@ class TestFork:
             """
         )
 
+    def test_a_worker_that_is_there(self, run_program: Any) -> None:
+        """Its thread is the parent's: in the child it is lost, and its block is left."""
+        run_program(
+            """
+            from gevent import monkey
+            waitpid = monkey.get_original("os", "waitpid")
+            import greendefer, os
+            from twisted.internet import selectreactor
+            selectreactor.install()
+            from twisted.internet import reactor
+
+            pool = greendefer.NativeThreadPool(2)
+            pid = None
+
+            async def main():
+                global pid
+                async with pool.worker() as w:
+                    assert await w.submit(len, "four") == 4
+                    pid = os.fork()
+                    if pid:
+                        assert waitpid(pid, 0)[1] == 0
+                        assert await w.submit(len, "four") == 4
+                    else:
+                        assert await pool.submit(len, "child") == 5
+                        try:
+                            await w.submit(len, "four")
+                        except greendefer.PoolClosed:
+                            os._exit(0)
+                        os._exit(1)
+                return "done"
+
+            assert go(main) == "done"
+            """
+        )
+
     def test_a_limit_that_was_set_before_it(self, run_program: Any) -> None:
         """The thread that minds the time is the parent's: the child has another one."""
         run_program(

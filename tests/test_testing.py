@@ -153,6 +153,21 @@ class TestInline:
         assert inside == [2]
         assert stats(pool).completed == 5
 
+    def test_the_next_one_is_cancelled_as_one_ends(self, stats: Any) -> None:
+        pool = InlinePool()
+        pool.resize(1)
+        cancelled: list[Any] = []
+        ran: list[int] = []
+
+        def submit_two() -> None:
+            first, second = pool.submit(ran.append, 1), pool.submit(ran.append, 2)
+            first.addCallback(lambda _: second.cancel())
+            second.addErrback(lambda failure: cancelled.append(failure.type))
+
+        assert result_of(pool.submit(submit_two)) is None
+        assert (ran, cancelled) == ([1], [CancelledError])
+        stats(pool)
+
     def test_a_deferred_that_has_not_fired(self, stats: Any) -> None:
         pool = InlinePool()
         later: Deferred[int] = Deferred()
@@ -279,6 +294,26 @@ class TestInlineWorkers:
                 assert log == ["first", "next"]
 
         assert outcome(use()) is None
+
+    def test_a_call_cancels_one_of_its_own(self, stats: Any) -> None:
+        """The worker is at work, so that one has not begun."""
+        pool = InlinePool()
+        ends: list[Any] = []
+
+        async def main() -> str:
+            async with pool.worker() as w:
+
+                def cancel_one() -> None:
+                    d = w.submit(ends.append, "has run")
+                    d.addErrback(lambda failure: ends.append(failure.type))
+                    d.cancel()
+
+                await w.submit(cancel_one)
+            return "left"
+
+        assert outcome(main()) == "left"
+        assert ends == [CancelledError]
+        stats(pool)
 
     def test_a_call_that_closes_the_pool(self, stats: Any) -> None:
         pool = InlinePool()
@@ -562,6 +597,30 @@ class TestClockWorkers:
         assert log[7:] == ["b 1", "b 2", "b has left"]
         assert (result_of(first), result_of(second)) == (None, None)
         assert stats(pool).completed == 2
+
+    def test_given_up_before_it_has_begun(self, stats: Any) -> None:
+        clock = Clock()
+        pool = ClockPool(clock, 1)
+        d = pool.submit(len, "four")
+        entered = pool.worker()._open()
+        d.addCallback(lambda _: entered.cancel())
+        pool.step()
+        assert type(result_of(entered)) is CancelledError
+        assert not pool.waiting
+        stats(pool)
+
+    def test_a_call_is_cancelled_before_the_worker_is_there(self, stats: Any) -> None:
+        pool = ClockPool(Clock(), 1)
+        d = pool.submit(len, "four")
+        worker = pool.worker()
+        entered = worker._open()
+        call = worker.submit(len, "never")
+        call.cancel()
+        assert type(result_of(call)) is CancelledError
+        pool.run()
+        assert (result_of(d), result_of(entered)) == (4, None)
+        assert result_of(worker._leave()) is None
+        stats(pool)
 
     def test_a_call_that_takes_its_time(self, stats: Any) -> None:
         clock = Clock()

@@ -145,7 +145,7 @@ class _ClockTimer:
             self._call.cancel()
         self._call = None
 
-    def forked(self) -> None:
+    def forked(self) -> None:  # pragma: no cover - nobody tells the pools of a test
         pass  # the clock is the child's, too
 
 
