@@ -48,7 +48,7 @@ class TestNoMoreThreads:
         not_green(
             """
     from greendefer import _deadlines
-    from greendefer._carriers.native import SimpleQueue
+    from _queue import SimpleQueue
 
     def refuse(*args):
         raise RuntimeError("can't start new thread")
@@ -89,7 +89,7 @@ class TestNoMoreThreads:
         not_green(
             """
     from greendefer import _deadlines
-    from greendefer._carriers.native import SimpleQueue
+    from _queue import SimpleQueue
 
     _deadlines.IDLE_SECONDS = 0.01
     ended = []

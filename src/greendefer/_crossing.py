@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from _queue import Empty, SimpleQueue
 from collections.abc import Callable
 from contextvars import copy_context
 from inspect import iscoroutine
-from queue import Empty
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,6 @@ from twisted.python.failure import Failure
 
 from ._admission import Call, cancel_quietly, current_call
 from ._carriers.greenlets import Kill
-from ._carriers.native import SimpleQueue
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock
 from ._lending import borrower_of, wait_begins, wait_ends
 from ._reactor.installed import has_stopped
@@ -203,7 +202,7 @@ class _NativeSleeper:
     """The whole thread sleeps."""
 
     def __init__(self) -> None:
-        self._wakes = SimpleQueue()
+        self._wakes: SimpleQueue[Any] = SimpleQueue()
 
     def wake(self) -> None:
         self._wakes.put(None)

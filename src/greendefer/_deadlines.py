@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from _queue import Empty, SimpleQueue
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
-from queue import Empty
 from time import monotonic
 from typing import Any, Protocol
 
-from ._carriers.native import IDLE_SECONDS, SimpleQueue, allocate_lock, start_thread
+from ._carriers.native import IDLE_SECONDS, allocate_lock, start_thread
 from ._reactor.loops import for_timer
 from ._reactor.wait import SLICE
 
@@ -74,7 +74,7 @@ class ThreadTimer:
         self._call_soon = call_soon
         self._call_later = call_later
         self._lock = allocate_lock()
-        self._wake = SimpleQueue()
+        self._wake: SimpleQueue[Any] = SimpleQueue()
         self._when: float | None = None
         self._f: Callable[[], object]
         self._runs = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from queue import Empty
+from _queue import Empty, SimpleQueue
 from time import monotonic
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from ._carriers.greenlets import Worker
-from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, SimpleQueue, start_thread
+from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, start_thread
 from ._policy import check_seconds
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class HoldupWatch:
 
     def __init__(self, runtime: GreenRuntime) -> None:
         self._runtime = runtime
-        self._inbox = SimpleQueue()
-        self._answers = SimpleQueue()
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._answers: SimpleQueue[Any] = SimpleQueue()
         self._stopped = False
         self._out: tuple[int, float] | None = None
         self._join: Callable[[float], object] | None = None
@@ -140,7 +140,8 @@ class HoldupWatch:
 
     def _knock(self, threshold: float) -> None:
         knocked_at = monotonic()
-        self._answers = answers = SimpleQueue()
+        answers: SimpleQueue[Any] = SimpleQueue()
+        self._answers = answers
         if self._stopped:
             return
         if not self._runtime.wait.inbox.ask(self._answer, answers.put):  # the loop is destroyed

@@ -1,5 +1,10 @@
 """The operating system's own threads, also where ``gevent.monkey`` has put greenlets in their
-place."""
+place.
+
+The mailbox of a thread is ``_queue.SimpleQueue``: in C, on the platform's locks, and not the name
+that gevent patches, which is that of the module above it. Its timeouts are on a monotonic clock
+(from Python 3.11: 3.10 waits by the wall clock where the platform has no other way).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +22,6 @@ IDLE_SECONDS = 10.0
 allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
 
 native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
-
-#: The mailbox of a thread. In C, on the platform's locks; its timeouts are on a monotonic clock
-#: (from Python 3.11: 3.10 waits by the wall clock where the platform has no other way).
-SimpleQueue: Callable[[], Any] = monkey.get_original("queue", "SimpleQueue")
 
 _start: Callable[[Callable[[], None], tuple[()]], object] = monkey.get_original(
     "_thread", "start_new_thread"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MAIN_THREAD: int = gevent_hub.MAIN_THREAD_IDENT  # type: ignore[attr-defined]  # not in its stubs
 
-_IMPORT = re.compile(
+_IMPORT = (
     r"\s*(from\s+twisted\.internet\s+import\b.*\breactor\b|import\s+twisted\.internet\.reactor\b)"
 )
 
@@ -118,5 +118,5 @@ def _where(name: str, file: str | None) -> str:
     if file is None:
         return name
     lines = linecache.getlines(file)
-    number = next((n for n, line in enumerate(lines, 1) if _IMPORT.match(line)), None)
+    number = next((n for n, line in enumerate(lines, 1) if re.match(_IMPORT, line)), None)
     return f"{name} ({file}{f', line {number}' if number else ''})"
