@@ -29,7 +29,15 @@ from twisted.python.reflect import safe_repr
 from . import _twistedcontext
 from ._carriers import Carrier
 from ._deadlines import Deadline
-from ._errors import CallTimeout, GreendeferError, PoolClosed, PoolFull, shown
+from ._errors import (
+    CallTimeout,
+    GreendeferError,
+    PoolClosed,
+    PoolFull,
+    WouldDeadlock,
+    failed_with,
+    shown,
+)
 from ._lending import slot_is_back, wait_begins, wait_ends
 from ._policy import OnCancel, Timeouts, check_count, check_seconds
 from ._runtime import Runtime, runtime_here, runtime_if_any
@@ -111,10 +119,13 @@ class Call(Deferred[Any]):
     def name(self) -> str:
         """The function's name, for people."""
         f: Any = self.f
-        while isinstance(f, partial):
-            f = f.func
-        name = getattr(f, "__qualname__", None)
-        return name if isinstance(name, str) else safe_repr(f)
+        try:
+            while isinstance(f, partial):
+                f = f.func
+            name = getattr(f, "__qualname__", None)
+        except BaseException:  # such as a proxy of what is not there now
+            name = None
+        return name if type(name) is str else safe_repr(f)
 
     def __str__(self) -> str:
         # People know it as a Deferred, and want to know of what.
@@ -215,6 +226,10 @@ class Call(Deferred[Any]):
             result = self._refused(result)
         pool = self.pool
         returned_deferred = Deferred in type(result).__mro__  # is_deferred(), but faster
+        try:
+            outcome = "failed" if isinstance(result, Failure) else "completed"
+        except BaseException as e:  # a proxy of what is not there: no Deferred could fire with it
+            result, outcome, returned_deferred = _failure_of(e), "failed", False
         if self.outcome is None:
             if self.lender is None:
                 pool._running -= 1
@@ -226,7 +241,6 @@ class Call(Deferred[Any]):
                 self._inner = result
                 result.addBoth(lambda value: pool._runtime.deliver(self.fire, value))
             else:
-                outcome = "failed" if isinstance(result, Failure) else "completed"
                 self.outcome = outcome
                 pool._outcomes[outcome] += 1
                 if self._deadline is not None:
@@ -240,15 +254,18 @@ class Call(Deferred[Any]):
                 result.addErrback(lambda _: None)
                 cancel_quietly(result)
         pool._finish(self)
-        if self._inner is not None and isinstance(result, Call):
-            wait_begins(self, result)
+        if self._inner is not None and is_call(self._inner):
+            try:
+                wait_begins(self, self._inner)
+            except WouldDeadlock:
+                pool._runtime.deliver(self.fire, Failure())
 
     def _refused(self, coroutine: CoroutineType[Any, Any, Any]) -> Failure:
         """What it ends with in place of a coroutine."""
         try:
             coroutine.close()
-        except RuntimeError:
-            pass  # it would not be closed; it is refused all the same
+        except BaseException:
+            pass  # it would not be closed, or fails at that; it is refused all the same
         error = f"{self.name} is async already: it returned a coroutine, which nobody awaits. "
         return Failure(TypeError(f"{error}Use Deferred.fromCoroutine(f()) instead."))
 
@@ -324,6 +341,13 @@ class Call(Deferred[Any]):
     def forget(self) -> None:
         """Let go of what only a call that may still run needs."""
         self.carried_by = self._ingredients = None
+
+
+def _failure_of(e: BaseException) -> Failure:
+    """A Failure with `e`, but without the frame that has caught it: no cycle, please."""
+    tb = e.__traceback__
+    assert tb is not None
+    return failed_with(e.with_traceback(tb.tb_next))
 
 
 def _cancel(call: Deferred[Any]) -> None:
@@ -751,5 +775,5 @@ def cancel_quietly(d: Deferred[Any]) -> None:
     """Cancel `d`, whatever its canceller does; what that raises is logged."""
     try:
         d.cancel()
-    except Exception:
+    except BaseException:  # of whatever kind: there is a Deferred yet to be fired, or a greenlet
         _log.failure("The canceller of {d!r} failed", d=d)

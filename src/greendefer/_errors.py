@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import BrokenExecutor
 
 from twisted.internet import defer
+from twisted.python.failure import Failure
 from twisted.python.reflect import safe_repr
 
 _LONGEST_SHOWN = 300
@@ -69,6 +70,16 @@ class WouldDeadlock(GreendeferError):
     """
 
     __module__ = _MODULE
+
+
+def failed_with(error: BaseException) -> Failure:
+    """A Failure with `error`, and its traceback: whatever asking that for its class does, which
+    Twisted's Failure asks it for."""
+    try:
+        return Failure(error, type(error))
+    except BaseException:
+        name = type(error).__qualname__
+        return Failure(GreendeferError(f"{name} was raised, which can't be asked for its class"))
 
 
 def shown(value: object) -> str:

@@ -112,7 +112,7 @@ class CallObserver:
         for hook in self._hooks:
             try:
                 getattr(hook, what)(self._details, **values)
-            except Exception:
+            except BaseException:  # which would end the worker that it was called in
                 _log.failure("{hook!r}.{what}() failed", hook=hook, what=what)
 
     def started(self) -> None:

@@ -9,11 +9,22 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey
+from gevent.queue import Queue
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python import log
 from twisted.python.failure import Failure
 
 import greendefer
-from greendefer import ExecutorPool, GreendeferError, GreenPool, NativeThreadPool, green_proxy
+from greendefer import (
+    ExecutorPool,
+    GreendeferError,
+    GreenPool,
+    NativeThreadPool,
+    Timeouts,
+    WouldDeadlock,
+    green_proxy,
+    instrumentation,
+)
 
 
 class Raises(Exception):
@@ -52,10 +63,36 @@ class Lies(Exception):
     __hash__ = None  # type: ignore[assignment]
 
 
+class OfNoClass(Exception):
+    """Nobody may ask for its class."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise SystemExit("from __class__")
+
+
+class Unbound:
+    """A proxy of what is not there any more: werkzeug's LocalProxy, after the request."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("working outside of its context")
+
+
+class Nameless:
+    """Something to call that has no attribute at all, and says so in its own way."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError(f"there is no {name}")
+
+    def __call__(self, f: Any = int) -> Any:
+        return f()
+
+
 POOLS = {"greenlets": lambda: GreenPool(2), "threads": lambda: NativeThreadPool(2)}
 
 
-@pytest.mark.parametrize("error", [Raises, Waits, Lies])
+@pytest.mark.parametrize("error", [Raises, Waits, Lies, OfNoClass])
 @pytest.mark.parametrize("kind", POOLS)
 def test_exceptions(kind: str, error: Any, result: Any, stats: Any) -> None:
     """They are results like any other: nobody here asks them for a string."""
@@ -68,9 +105,10 @@ def test_exceptions(kind: str, error: Any, result: Any, stats: Any) -> None:
     for _ in range(3):
         got = result(pool.submit(hostile)).get()
         assert isinstance(got, Failure)
-        assert got.type is error
+        assert got.type is (error if error is not OfNoClass else GreendeferError)
+        assert error.__name__ in f"{got.type.__name__} {got.value.args}"
     assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
-    with pytest.raises(error):
+    with pytest.raises(got.type):
         greendefer.wait_for_deferred(pool.submit(hostile))
     assert stats(pool).failed == 4
     assert Waits.asked == 0
@@ -94,11 +132,135 @@ def test_exceptions_that_nobody_handles(error: Any, logged: Any) -> None:
     logged[:] = [event for event in logged if not event["isError"]]
 
 
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_result_that_cannot_be_looked_at(kind: str, result: Any, stats: Any) -> None:
+    """Twisted asks each result for its class, so no Deferred could fire with this one: the call
+    fails with what it says."""
+    pool: Any = POOLS[kind]()
+    got = [result(pool.submit(Unbound)).get() for _ in range(3)]
+    assert [str(each.value) for each in got] == ["working outside of its context"] * 3
+    assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
+    s = stats(pool)
+    assert (s.failed, s.completed, s.running) == (3, 1, 0)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_coroutine_that_fails_as_it_is_closed(kind: str, result: Any, stats: Any) -> None:
+    """It is refused, like all coroutines, and has no say in that."""
+
+    async def never_done() -> None:
+        try:
+            await Deferred()
+        finally:
+            raise SystemExit("from finally")
+
+    def begun() -> Any:
+        coroutine = never_done()
+        coroutine.send(None)
+        return coroutine
+
+    pool: Any = POOLS[kind]()
+    got = [result(pool.submit(begun)).get() for _ in range(3)]
+    assert all("async already" in str(each.value) for each in got)
+    assert (stats(pool).failed, stats(pool).running) == (3, 0)
+
+
+@pytest.mark.parametrize("raises", [SystemExit, gevent.GreenletExit, Raises])
+def test_a_deferred_whose_canceller_fails(raises: Any, result: Any, logged: Any) -> None:
+    """A call that has returned it is cancelled, or out of time, all the same."""
+
+    def canceller(_: Any) -> None:
+        raise raises
+
+    def returns_it() -> Any:
+        return Deferred(canceller)
+
+    pool = GreenPool(1)
+    green = greendefer.green_deferred(pool=pool, timeout=0.01)(returns_it)
+    assert result(green()).error() is greendefer.CallTimeout
+    d = pool.submit(returns_it)
+    assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4  # it has returned it
+    fired = result(d)
+    d.cancel()
+    assert fired.error() is CancelledError
+    assert len([event for event in logged if event["isError"]]) == 2
+    del logged[:]
+
+
+def test_a_call_that_returns_its_own_deferred(result: Any, stats: Any) -> None:
+    """It waits for itself, and fails with that; so do two that return each other's."""
+    pool = GreenPool(2)
+    own: list[Any] = []
+    own.append(pool.submit(lambda: own[0]))
+    assert result(own[0]).error() is WouldDeadlock
+    two: list[Any] = []
+    two += [pool.submit(lambda: two[1]), pool.submit(lambda: two[0])]
+    seen: Any = Queue()
+    for d in two:
+        d.addErrback(lambda failure: seen.put(failure.type) or failure)
+    assert [seen.get(timeout=20) for _ in two] == [WouldDeadlock] * 2
+    s = stats(pool)
+    assert (s.failed, s.running) == (3, 0)
+
+
+def test_something_to_call_that_has_no_name(result: Any, stats: Any, logged: Any) -> None:
+    """Messages and hooks name a call's function, whatever asking for that does."""
+    seen: list[str] = []
+
+    class Hook(instrumentation.LoggingHook):
+        def submitted(self, call: Any) -> None:
+            seen.append(call.function)
+
+    pool = GreenPool(1, max_queued=1)
+    before = instrumentation.get_hooks()
+    instrumentation.set_hooks([Hook()])
+    try:
+        held = pool._call(Nameless(), (gevent.sleep,), {}, Timeouts(running=0), "kill")
+        waiting = pool._call(Nameless(), (lambda: gevent.sleep(3600),), {}, None, "kill")
+        refused = result(pool.submit(Nameless()))
+        assert refused.error() is greendefer.PoolFull
+        assert result(held).get() is None or result(held).error() is greendefer.CallTimeout
+        fired = result(waiting)
+        pool.close(grace=0)
+        assert fired.error() is greendefer.PoolClosed
+    finally:
+        instrumentation.set_hooks(before)
+    assert len(seen) == 3
+    assert all("Nameless" in each for each in seen)
+    assert stats(pool).submitted == 3
+
+
+@pytest.mark.parametrize("event", ["submitted", "started", "ended", "rejected"])
+@pytest.mark.parametrize("raises", [SystemExit, gevent.GreenletExit, Raises])
+def test_a_hook_that_raises_whatever(
+    event: str, raises: Any, result: Any, stats: Any, logged: Any
+) -> None:
+    """It is logged, and does the call no harm."""
+
+    def raise_it(*args: Any, **kwargs: Any) -> None:
+        raise raises
+
+    hook = instrumentation.LoggingHook()
+    setattr(hook, event, raise_it)
+    before = instrumentation.get_hooks()
+    instrumentation.set_hooks([hook])
+    pool = GreenPool(1, max_queued=0)
+    try:
+        d = pool.submit(len, "four")
+        assert result(pool.submit(len, "four")).error() is greendefer.PoolFull
+        assert result(d).get() == 4
+    finally:
+        instrumentation.set_hooks(before)
+    s = stats(pool)
+    assert (s.completed, s.rejected, s.running) == (1, 1, 0)
+    errors = [event for event in logged if event["isError"]]
+    assert len(errors) == (2 if event == "submitted" else 1)
+    del logged[:]
+
+
 def test_around_and_hooks(result: Any) -> None:
     """An exception on its way through what is around the call, and through hooks."""
     from contextlib import contextmanager
-
-    from greendefer import instrumentation
 
     seen: list[str] = []
 
@@ -164,8 +326,6 @@ def test_attributes_that_do_io(in_reactor: Any) -> None:
     async def read(name: str) -> Any:
         return await getattr(proxied, name)
 
-    from twisted.internet.defer import Deferred
-
     assert in_reactor(lambda: Deferred.fromCoroutine(read("attribute"))) == "value"
     with pytest.raises(SystemExit):
         in_reactor(lambda: Deferred.fromCoroutine(read("explodes")))
@@ -179,8 +339,11 @@ class RaisesInReply:
 
 
 class RaisesWhenPickled:
+    def __init__(self, error: Any = SystemExit) -> None:
+        self.error = error
+
     def __reduce__(self) -> Any:
-        raise SystemExit("from __reduce__")
+        raise self.error("from __reduce__")
 
 
 def _raise() -> None:
@@ -188,7 +351,9 @@ def _raise() -> None:
 
 
 def reply(kind: str) -> Any:
-    return {"raises": RaisesInReply, "not pickled": RaisesWhenPickled}[kind]()
+    if kind == "an error of no class":
+        raise OfNoClass
+    return {"raises": RaisesInReply, "not pickled": RaisesWhenPickled, "unbound": Unbound}[kind]()
 
 
 @pytest.fixture
@@ -210,15 +375,15 @@ def processes() -> Any:
 def test_pickled_replies(processes: Any, result: Any) -> None:
     """Worker processes are trusted: unpickling runs what they say. A reply that can't be unpickled,
     or pickled, is that call's error; where it breaks the executor, another takes its place."""
-    for kind in "raises", "not pickled":
+    for kind in "raises", "not pickled", "unbound", "an error of no class":
         got = result(processes.submit(reply, kind)).get()
         assert isinstance(got, Failure), got
     assert greendefer.wait_for_deferred(processes.submit(len, "four"), 30) == 4
 
 
 def test_arguments_that_cannot_be_pickled(processes: Any, result: Any) -> None:
-    for argument in RaisesWhenPickled(), RaisesWhenPickled():
-        got = result(processes.submit(len, argument)).get()
+    for error in SystemExit, SystemExit, OfNoClass:
+        got = result(processes.submit(len, RaisesWhenPickled(error))).get()
         assert isinstance(got, Failure)
         assert isinstance(got.value, (GreendeferError, SystemExit))
     assert greendefer.wait_for_deferred(processes.submit(len, "four"), 30) == 4

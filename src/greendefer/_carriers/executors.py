@@ -15,7 +15,7 @@ from gevent import monkey
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
-from .._errors import ExecutorFailed, GreendeferError, shown
+from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
 from . import WorkItem
 from .native import ENDING_SECONDS, native_sleep
 from .pickling import pickled, run_pickled
@@ -75,11 +75,11 @@ class ExecutorCarrier:
                     self._submit(item)
                 except BaseException as e:  # pickling runs code of the arguments' own
                     error = e
-                    if not isinstance(e, GreendeferError):
+                    if not issubclass(type(e), GreendeferError):  # see Call.end()
                         what = self._executor or "what should make the executor"
                         error = ExecutorFailed(f"{item.name}: {shown(what)} refused it: {shown(e)}")
                         error.__cause__ = e
-                    item.end(Failure(error))
+                    item.end(failed_with(error))
         self._submits = False
 
     def _submit(self, item: WorkItem) -> None:
@@ -137,7 +137,7 @@ class ExecutorCarrier:
         elif (error := future.exception()) is None:
             call.end(future.result())
             return
-        elif isinstance(error, BrokenExecutor):
+        elif issubclass(type(error), BrokenExecutor):
             if executor is self._executor:
                 self._is_broken = self._can_replace
             result = ExecutorFailed(
@@ -152,7 +152,7 @@ class ExecutorCarrier:
             result.__cause__ = error
         else:
             result = error
-        call.end(Failure(result))
+        call.end(failed_with(result))
 
     def kill(self, call: Call) -> None:
         raise NotImplementedError("an executor can't kill")

@@ -13,6 +13,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from .._errors import failed_with
 from .._reactor.wait import SLICE
 
 if TYPE_CHECKING:
@@ -109,11 +110,11 @@ class Worker(greenlet):
         except BaseException as e:
             # Of whatever kind: a SystemExit that left this greenlet would be raised in the
             # main one (gevent.hub.Hub.handle_system_error), which is the reactor's.
-            if isinstance(e, Kill) and e.call is not call:
+            if type(e) is Kill and e.call is not call:  # not isinstance(): see Call.end()
                 stray = e
                 result = Failure(call.closed_error())
             else:
-                result = Failure()
+                result = failed_with(e)
         self.calls.pop()
         if self.kill_next in self.calls and stray is None:
             stray = self.kill_of(self.kill_next)

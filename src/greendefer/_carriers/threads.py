@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from greenlet import getcurrent
 from twisted.python.failure import Failure
 
-from .._errors import GreendeferError
+from .._errors import GreendeferError, failed_with
 from . import Job, WorkItem
 from .native import ENDING_SECONDS, IDLE_SECONDS, start_thread
 
@@ -139,8 +139,8 @@ def execute(item: WorkItem) -> Any:
     current.greendefer_call = item.call  # see current_call()
     try:
         return item.run()
-    except BaseException:
-        return Failure()
+    except BaseException as e:
+        return failed_with(e)
     finally:
         current.greendefer_call = outer
 
