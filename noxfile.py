@@ -146,12 +146,13 @@ def reliability(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known holes in what is installed with greendefer."""
+    """Known holes in what is installed with greendefer, extras included."""
     session.install("pip-audit")
-    requirements = [*PROJECT["project"]["dependencies"]]
+    project = PROJECT["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
     path = session.create_tmp() + "/requirements.txt"
     with open(path, "w") as f:
-        f.write("\n".join(requirements))
+        f.write("\n".join(dict.fromkeys([*project["dependencies"], *extras])))
     session.run("pip-audit", "--strict", "--requirement", path)
 
 

@@ -15,7 +15,9 @@ from programs import LIMIT
 import greendefer
 
 FOLDER = Path(greendefer.__file__).parent
-PRINCIPLE = Path(__file__).parent.parent / "docs" / "principle.md"
+ROOT = Path(__file__).parent.parent
+PRINCIPLE = ROOT / "docs" / "principle.md"
+WORKFLOW = ROOT / ".github" / "workflows" / "tests.yml"
 
 
 def _name(path: Path) -> str:
@@ -142,3 +144,21 @@ def test_the_path_of_a_call() -> None:
     ]
     files = {each for each in done.stdout.split() if not each.startswith("_reactor/")} - others
     assert files == set(re.findall(r"`(\S+\.py)`", row))
+
+
+def test_ci_runs_every_session() -> None:
+    """The audit of the dependencies among them."""
+    if not WORKFLOW.exists():
+        pytest.skip("an sdist has no workflows")
+    sessions = [
+        node.name
+        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+        and any("nox.session" in ast.unparse(each) for each in node.decorator_list)
+    ]
+    assert "audit" in sessions
+    # What is measured is for a quiet machine; `reliability` is a part of the tests, or is long.
+    not_there = {"benchmarks", "benchmarks_small", "reliability"}
+    text = WORKFLOW.read_text()
+    missing = [name for name in sessions if not re.search(rf"(- |nox -s \"?){name}\b", text)]
+    assert set(missing) == not_there
