@@ -1,10 +1,11 @@
-"""Run a program patched, and on a green reactor.
+"""Run a program patched, and on a green reactor::
 
     python -m greendefer [--reactor KIND] SCRIPT [ARG...]
     python -m greendefer [--reactor KIND] -m MODULE [ARG...]
 
-It calls ``gevent.monkey.patch_all()`` and ``greendefer.install()`` before any line of the program,
-which needs neither then: a Twisted program as it is finds a reactor that is installed already.
+It calls ``gevent.monkey.patch_all()`` and ``greendefer.install()`` before the first line of the
+program runs. So an ordinary Twisted program needs no change: it finds a reactor that is installed.
+``KIND`` is that of :func:`greendefer.install`, ``native`` by default.
 """
 
 from __future__ import annotations

@@ -454,7 +454,7 @@ class Pool:
         return self._call(f, args, kwargs, None, "kill")
 
     def stats(self) -> PoolStats:
-        """How the pool stands now."""
+        """:returns: how the pool stands now: a :class:`PoolStats`."""
         from ._stats import PoolStats
 
         return PoolStats(

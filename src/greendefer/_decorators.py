@@ -300,7 +300,8 @@ def with_options(
 def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
     """Run ``f(*args, **kwargs)`` in a greenlet of the default pool.
 
-    :returns: a Deferred of its result, which fires in the reactor's greenlet.
+    :returns: a Deferred of its result, which fires in the reactor's greenlet; or it fails with
+        what `f` raised, or with :class:`PoolClosed`. Cancelling it kills the call.
     :raises TypeError: `f` is not callable.
     :raises GreendeferError: no reactor is installed, or this is not its thread.
     """

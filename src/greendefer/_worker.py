@@ -40,7 +40,9 @@ class WithWorkers(Pool):
         and queued ones fail with :class:`PoolClosed`. So they do when the pool itself is closed
         and its grace is over; then leaving the block raises that too.
 
-        :returns: an async context manager, whose value has :meth:`.PoolWorker.submit`.
+        :returns: an async context manager, whose value has :meth:`.PoolWorker.submit`. Entering it
+            raises :class:`PoolFull` or :class:`PoolClosed` where a call's Deferred would fail so,
+            and :class:`GreendeferError` where none could be made.
         """
         return PoolWorker(self)
 

@@ -33,7 +33,7 @@ class GreenConnectionPool(adbapi.ConnectionPool):
     def finalClose(self) -> Deferred[None]:
         """Close all connections, once the interactions that run have ended.
 
-        :returns: a Deferred that fires with ``None`` then.
+        :returns: a Deferred that fires with ``None`` then, in the reactor's greenlet.
         """
         self.shutdownID = None
         self.running = False
@@ -46,7 +46,7 @@ class GreenConnectionPool(adbapi.ConnectionPool):
     def close(self) -> Deferred[None]:
         """Take no more queries, and close all connections.
 
-        :returns: a Deferred that fires with ``None`` when that is done.
+        :returns: a Deferred that fires with ``None`` when that is done, in the reactor's greenlet.
         """
         for trigger in self.shutdownID, self.startID:
             if trigger:

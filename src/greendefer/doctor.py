@@ -1,9 +1,9 @@
-"""What would block the loop here, in plain words, and what to do about it.
+"""What would block the loop here, in plain words, and what to do about it::
 
-    python -m greendefer.doctor                     of this environment, in a process unpatched
-    python -m greendefer -m greendefer.doctor       as in a program that is run so
+    python -m greendefer.doctor                  # of this environment, unpatched
+    python -m greendefer -m greendefer.doctor    # as in a program that is run like this
 
-In a program of your own, where it has patched, installed a reactor and imported what it needs::
+In a program of your own, once it has patched, installed a reactor and imported what it needs::
 
     print(greendefer.doctor.report())
 """
@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
 
     It imports those drivers that have to be asked, if they are installed. It installs nothing.
 
-    :returns: the findings, in an order to be read in.
+    :returns: the findings, in the order in which to read them.
     """
     findings = [_patches(), *_imported_too_early(), _reactor(), _threads(), _resolver()]
     findings += [_subprocess(), *_pure_python(), *_in_c(), *_psycopg(), *_django()]

@@ -66,6 +66,8 @@ def deferToGreenletPool(
     """Run ``f(*args, **kwargs)`` in a greenlet of `greenletpool`.
 
     :returns: a Deferred of its result, which fires in the reactor's greenlet.
+    :raises TypeError: `f` is not callable.
+    :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
     return greenletpool.submit(f, *args, **kwargs)
 
@@ -74,6 +76,8 @@ def deferToGreenlet(f: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Def
     """Run ``f(*args, **kwargs)`` in a greenlet of the default pool.
 
     :returns: a Deferred of its result, which fires in the reactor's greenlet.
+    :raises TypeError: `f` is not callable.
+    :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
     return defer_to_greenlet(f, *args, **kwargs)
 
@@ -84,6 +88,8 @@ def callMultipleInGreenlet(
     """Call each ``(f, args, kwargs)`` of the list, one after the other, in one greenlet.
 
     An exception is logged, and ends the list, as in ``twisted.internet.threads``.
+
+    :raises GreendeferError: no reactor is installed.
     """
     reactor = installed_reactor()
 
@@ -103,6 +109,7 @@ def waitForDeferred(d: Deferred[T], result: Any = None) -> T:
     """Wait in this greenlet until `d` fires: see :func:`greendefer.wait_for_deferred`.
 
     :param result: ignored; it was the historical function's own way to call itself.
+    :returns: the result of `d`. It raises what that function raises.
     """
     return wait_for_deferred(d)
 
@@ -112,6 +119,8 @@ def blockingCallFromGreenlet(reactor: Any, f: Callable[..., Any], *args: Any, **
 
     :returns: its result.
     :raises WouldDeadlock: this is the reactor's own greenlet.
+    :raises GreendeferError: no reactor is installed, or it has stopped.
+    :raises BaseException: whatever `f` raised, or its Deferred failed with.
     """
     return call_and_wait(lambda: f(*args, **kwargs), None)
 

@@ -87,7 +87,7 @@ def set_hooks(hooks: Iterable[Hook]) -> None:
 
 
 def get_hooks() -> tuple[Hook, ...]:
-    """Those that are told now."""
+    """:returns: the hooks that are told now."""
     return _hooks
 
 

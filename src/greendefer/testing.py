@@ -86,7 +86,7 @@ class ClockPool(_TestPool):
     calls in between.
 
     :param clock: whose time it is; it also says when things end.
-    :raises TypeError: `clock` is none.
+    :raises TypeError: `clock` is not a clock.
     """
 
     def __init__(

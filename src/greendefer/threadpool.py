@@ -30,6 +30,8 @@ class GreenThreadPool(ThreadPool):
     :param maxthreads: how many calls run at once.
     :param name: what it is called in messages.
     :ivar pool: the :class:`greendefer.GreenPool`.
+    :raises TypeError: `maxthreads` is not a whole number.
+    :raises ValueError: `maxthreads` is below 1.
     """
 
     def __init__(self, minthreads: int = 0, maxthreads: int = 100, name: str | None = None) -> None:
@@ -100,7 +102,11 @@ class GreenThreadPool(ThreadPool):
         self.stopped()
 
     def stopped(self) -> Deferred[None]:
-        """:meth:`stop`, with a Deferred that fires when all calls have ended."""
+        """:meth:`stop`, and say when that is done.
+
+        :returns: a Deferred that fires with ``None`` in the reactor's greenlet, when all calls
+            have ended.
+        """
         self.joined = True
         self.started = False
         return self.pool.close()
@@ -137,6 +143,7 @@ class GreenThreadPool(ThreadPool):
 
     @property
     def _queue(self) -> Any:
+        """What has a ``qsize()``: how many calls wait."""
         return _Backlog(self.pool)
 
     q = _queue

@@ -26,7 +26,7 @@ def install(kind: str = "native", *, threads: Literal["native", "green"] = "nati
         things in. ``"native"``: threads, patched or not, so that what computes can't hold the
         loop. ``"green"``: greenlets of the reactor's thread, for WSGI and old code that should
         scale past a few dozen threads (:class:`greendefer.threadpool.GreenThreadPool`).
-    :raises ValueError: there is no such kind.
+    :raises ValueError: there is no such `kind`, or no such `threads`.
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
     """
     if kind not in KINDS:
