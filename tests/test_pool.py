@@ -1219,6 +1219,20 @@ class TestWorker:
         gate.opened.set()
         greendefer.wait_for_deferred(blocker)
 
+    def test_is_named_by_what_the_caller_wrote(self, in_reactor: Any, gate: Any) -> None:
+        """In messages, and to hooks: not by a function that nobody outside has heard of."""
+        pool = GreenPool(1, max_queued=0)
+        blocker = pool.submit(gate)
+
+        async def main() -> None:
+            async with pool.worker():
+                pass
+
+        with pytest.raises(PoolFull, match=r"^worker\(\): all slots of"):
+            in_reactor(main)
+        gate.opened.set()
+        greendefer.wait_for_deferred(blocker)
+
     def test_outside_of_its_block(self, in_reactor: Any) -> None:
         pool = GreenPool(1)
         with pytest.raises(RuntimeError, match="async with"):

@@ -180,6 +180,8 @@ class PoolWorker(Pool):
         if self._aborted:
             raise GreenletExit  # what is around the worker is to know that not all went well
 
+    _serve.__qualname__ = "worker()"  # so it is called in messages, and told to hooks
+
     def _run_exits(self) -> None:
         try:
             while self._exits:
