@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import Clock
 
-from greendefer import GreenPool, green_deferred, wait_for_deferred, with_options
+from greendefer import (
+    GreenPool,
+    green_deferred,
+    green_iterator,
+    green_proxy,
+    wait_for_deferred,
+    with_options,
+)
 from greendefer.instrumentation import (
     CallDetails,
     LoggingHook,
@@ -67,6 +74,33 @@ def quiet(d: Deferred[Any]) -> Deferred[Any]:
 def test_what_a_call_goes_through(seen: Any) -> None:
     assert wait_for_deferred(GreenPool(name="p").submit(len, "four")) == 4
     assert seen == [("submitted", "len", "p"), ("started",), ("ended", "completed", True)]
+
+
+def test_names_are_those_that_the_caller_knows(seen: Any) -> None:
+    """Of an iteration, a worker, and both ends of ``async with`` over a proxy."""
+
+    class Client:
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *exc_info: object) -> None:
+            pass
+
+    @green_iterator(pool=InlinePool())
+    def lines() -> Iterator[str]:
+        yield "line"
+
+    async def main() -> None:
+        async with InlinePool().worker():
+            pass
+        async for _ in lines():
+            pass
+        async with green_proxy(Client(), pool=InlinePool()):
+            pass
+
+    ensureDeferred(main()).addErrback(pytest.fail)
+    names = [each[1].rpartition(".")[2] for each in seen if each[0] == "submitted"]
+    assert names == ["worker()", "lines", "Client", "__enter__", "__exit__"]
 
 
 def test_a_failure(seen: Any) -> None:

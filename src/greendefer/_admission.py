@@ -74,6 +74,7 @@ class Call(Deferred[Any]):
     :ivar borrower: the call that runs in its slot, while it waits for that one.
     :ivar waits_for: the call that it waits for, while it does nothing else.
     :ivar waiters: the calls that wait for this one.
+    :ivar title: what people call it, if not by its function.
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
     :ivar observer: what tells the hooks, if there are any.
     :ivar was_killed: it was told to end.
@@ -90,6 +91,7 @@ class Call(Deferred[Any]):
     borrower: Call | None = None
     waits_for: Call | None = None
     waiters: frozenset[Call] = frozenset()
+    title: str | None = None
     hosted: Pool | None = None
     when_ended: Callable[[], object] | None = None
     _deadline: Deadline | None = None
@@ -118,6 +120,8 @@ class Call(Deferred[Any]):
     @property
     def name(self) -> str:
         """The function's name, for people."""
+        if self.title is not None:
+            return self.title
         f: Any = self.f
         try:
             while isinstance(f, partial):

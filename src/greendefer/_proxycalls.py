@@ -251,7 +251,7 @@ class Block:
     async def enter(self) -> Any:
         worker = self.worker
         if self._owned:
-            worker._open(self._timeouts).addErrback(self._got_no_worker)
+            worker._open(self._timeouts, self._name).addErrback(self._got_no_worker)
         try:
             value = await worker._call(self._enter, (), {}, self._timeouts, "kill")
         except BaseException as e:  # GeneratorExit too: nobody will leave the block
@@ -336,6 +336,10 @@ class Block:
         if self._leave is not None:
             why = self._why or PoolClosed(f"{self._name}: its worker was ended")
             self._exit(type(why), why, why.__traceback__)
+
+    # What hooks are told that was called.
+    _enter.__qualname__ = "__enter__"
+    _exit.__qualname__ = _exit_at_last.__qualname__ = "__exit__"
 
 
 _entered: ContextVar[tuple[tuple[Any, Block], ...]] = ContextVar("greendefer_entered", default=())

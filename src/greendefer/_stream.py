@@ -138,7 +138,7 @@ class Stream(Steps):
             self._has_slot = True
         else:
             worker = take_worker(pool)
-            entered = worker._open(self._timeouts)
+            entered = worker._open(self._timeouts, self.name)
             self.worker = worker
             entered.addCallbacks(self._got_slot, self._lost)
             assert worker._host is not None

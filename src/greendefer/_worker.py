@@ -98,7 +98,7 @@ class PoolWorker(Pool):
 
     # An `async with` in its parts, for those who are not coroutines.
 
-    def _open(self, timeouts: Timeouts | None = None) -> Deferred[None]:
+    def _open(self, timeouts: Timeouts | None = None, title: str = "worker()") -> Deferred[None]:
         """Ask the pool for a worker, in its turn. What is submitted from now on runs on it.
 
         :param timeouts: of these, how long to wait for a free slot.
@@ -117,6 +117,7 @@ class PoolWorker(Pool):
         self._entered = entered
         host = Call(self._pool, self._serve, (), {}, timeouts, "kill")
         host.hosted = self
+        host.title = title
         self._host: Call | None = host
         self._pool._admit(host)  # last: it may serve at once, in another thread or right here
 
@@ -179,8 +180,6 @@ class PoolWorker(Pool):
             self._run_exits()
         if self._aborted:
             raise GreenletExit  # what is around the worker is to know that not all went well
-
-    _serve.__qualname__ = "worker()"  # so it is called in messages, and told to hooks
 
     def _run_exits(self) -> None:
         try:
