@@ -734,3 +734,23 @@ def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
             go(main)
         """
     )
+
+
+def test_a_wait_before_react_has_started_the_reactor(green: Any) -> None:
+    """The way out is said for whoever wrote a coroutine, and for blocking code."""
+    green(
+        """
+    from twisted.internet.task import react
+
+    async def main(reactor):
+        try:
+            wait_for_deferred(Deferred())
+        except WouldDeadlock as e:
+            assert "await the Deferred" in str(e), e
+            assert "react() calls its function before" in str(e), e
+        else:
+            raise AssertionError("it waited")
+
+    react(main)
+    """
+    )

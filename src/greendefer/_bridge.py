@@ -219,8 +219,9 @@ def _park(wait: _Wait, timeout: float | None) -> None:
         if isinstance(interrupted, LoopExit):
             raise WouldDeadlock(
                 f"Nobody is left who could fire {shown(wait.d)}: no reactor runs in this "
-                "thread. Start it with reactor.run(), and wait in a greenlet; also where react() "
-                "starts it, which calls its function before that."
+                "thread yet. (react() calls its function before it starts the reactor.) In a "
+                "coroutine, await the Deferred; in blocking code, wait in a greenlet, while "
+                "reactor.run() or react() runs."
             ) from None
         raise interrupted
     finally:
