@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 
 from ._admission import Around, Pool
 from ._carriers import Carrier, CarrierWithWorkers
+from ._carriers.threads import ThreadCarrier
 from ._errors import shown
 from ._policy import Timeouts, refuse_to_kill
 from ._runtime import Runtime
@@ -97,8 +98,6 @@ class NativeThreadPool(WithWorkers):
         super().__init__(size, max_queued=max_queued, name=name, around=around)
 
     def _make_carrier(self, runtime: Runtime) -> CarrierWithWorkers:
-        from ._carriers.threads import ThreadCarrier
-
         return ThreadCarrier(runtime)
 
     def _check_timeouts(self, timeouts: Timeouts | None) -> None:

@@ -15,7 +15,9 @@ import gevent
 from gevent import monkey
 
 from ._carriers.greenlets import GreenletCarrier
+from ._carriers.helper import HelperCarrier, HelperHub
 from ._carriers.native import native_sleep
+from ._carriers.threads import ThreadCarrier
 from ._deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from ._errors import GreendeferError
 from ._holdups import HoldupWatch
@@ -27,7 +29,6 @@ from .shutdown import MOMENT, Shutdown
 if TYPE_CHECKING:
     from ._admission import Pool
     from ._carriers import CarrierWithWorkers
-    from ._carriers.helper import HelperHub
     from ._reactor.wait import CooperativeWait
 
 _modules = sys.modules
@@ -212,13 +213,8 @@ class ForeignRuntime(Runtime):
         super().renew_if_forked()
 
     def green_carrier(self) -> CarrierWithWorkers:
-        # Imported here: not every program has another reactor.
         if not monkey.is_module_patched("socket"):
-            from ._carriers.threads import ThreadCarrier
-
             return ThreadCarrier(self)
-        from ._carriers.helper import HelperCarrier, HelperHub
-
         make_greenlet_local()
         if self._helper is None:
             try:
