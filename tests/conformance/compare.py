@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,14 @@ def run(variant: str, tests: list[str], *options: str) -> Outcomes:
         out = Path(folder, "outcomes")
         command = [sys.executable, str(SUITE), kind, "--out", str(out), *options, *tests]
         with Path(folder, "output").open("w+") as output:
-            done = subprocess.run(command, stdout=output, stderr=output, cwd=folder)
+            # Unbuffered: so that a traceback is what comes last.
+            env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            done = subprocess.run(command, stdout=output, stderr=output, cwd=folder, env=env)
             if done.returncode or not out.exists():
                 output.seek(0)
                 status = f"{command} failed with status {done.returncode}"
-                raise SystemExit(f"{status}:\n{output.read()[-5000:]}")
+                log = Path(f"{out}.log").read_text()[-1000:]
+                raise SystemExit(f"{status}:\n{output.read()[-5000:]}\nIts log ends with:\n{log}")
         outcomes: Outcomes = json.loads(out.read_text())
     counts = {what: sum(o[0] == what for o in outcomes.values()) for what in ("passed", "skipped")}
     print(f"{variant:16} {len(outcomes)} tests {' '.join(options)}: {counts}", flush=True)
