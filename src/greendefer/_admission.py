@@ -39,7 +39,7 @@ from ._errors import (
     shown,
 )
 from ._lending import slot_is_back, wait_begins, wait_ends
-from ._policy import OnCancel, Timeouts, check_count, check_seconds
+from ._policy import OnCancel, Timeouts, check_count, check_is_callable, check_seconds
 from ._runtime import Runtime, runtime_here, runtime_if_any
 
 if TYPE_CHECKING:
@@ -450,11 +450,7 @@ class Pool:
         :raises TypeError: `f` is not callable.
         :raises GreendeferError: no reactor is installed, or this is not its thread.
         """
-        if not callable(f):
-            raise TypeError(
-                f"submit(f, ...) needs something to call, not {shown(f)}; it calls that itself: "
-                "submit(f, x), not submit(f(x))"
-            )
+        check_is_callable("submit(f, ...)", f)
         return self._call(f, args, kwargs, None, "kill")
 
     def stats(self) -> PoolStats:

@@ -13,7 +13,7 @@ from ._behaviours import Blocking, Iterates, PoolChoice, ReturnsDeferred
 from ._blocking import BlockingIterator
 from ._errors import shown
 from ._iterators import GreenIterator
-from ._policy import OnCancel, Timeouts
+from ._policy import OnCancel, Timeouts, check_is_callable
 from ._pool import default_pool
 from ._wrapping import apply, behaviour_of, check_callable, is_async, is_generator
 
@@ -305,6 +305,7 @@ def defer_to_greenlet(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
     :raises TypeError: `f` is not callable.
     :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
+    check_is_callable("defer_to_greenlet(f, ...)", f)
     return default_pool.submit(f, *args, **kwargs)
 
 

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from ._carriers.greenlets import Worker
 from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, start_thread
+from ._errors import shown
 from ._policy import check_seconds
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def warn_of_holdups(seconds: float | None) -> None:
     if seconds is not None:
         check_seconds("warn_of_holdups(seconds)", seconds, needed=True)
         if not seconds:
-            raise ValueError("warn_of_holdups(seconds) must be more than 0; None switches it off")
+            raise ValueError(
+                f"warn_of_holdups(seconds) must be more than 0, not {shown(seconds)}; None "
+                "switches it off"
+            )
     _threshold = seconds
 
 

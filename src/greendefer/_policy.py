@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -41,11 +42,28 @@ class Timeouts:
     def __post_init__(self) -> None:
         for name in ("total", "queued", "running"):
             check_seconds(f"Timeouts({name}=...)", getattr(self, name))
-        if self.on_expiry is not None and self.on_expiry not in _ON_CANCEL:
+        if self.on_expiry is not None and not is_one_of(_ON_CANCEL, self.on_expiry):
             raise ValueError(
                 "Timeouts(on_expiry=...) must be 'kill', 'abandon' or None, not "
                 f"{shown(self.on_expiry)}"
             )
+
+
+def is_one_of(names: Iterable[str], value: object) -> bool:
+    """Is `value` one of these strings? Whatever it does where it is compared with one."""
+    return isinstance(value, str) and value in names
+
+
+def check_is_callable(what: str, f: object) -> None:
+    """Refuse what nobody can call.
+
+    :raises TypeError: `f` is not callable.
+    """
+    if not callable(f):
+        raise TypeError(
+            f"{what} needs something to call, not {shown(f)}; it calls that itself: pass f and x "
+            "to it, not f(x)"
+        )
 
 
 def check_seconds(what: str, value: float | None, *, needed: bool = False) -> None:
@@ -101,7 +119,7 @@ def check_on_cancel(what: str, value: OnCancel) -> None:
 
     :raises ValueError: `value` is neither ``"kill"`` nor ``"abandon"``.
     """
-    if value not in _ON_CANCEL:
+    if not is_one_of(_ON_CANCEL, value):
         raise ValueError(f"{what} must be 'kill' or 'abandon', not {shown(value)}")
 
 

@@ -19,7 +19,7 @@ cancellation, in :mod:`greendefer` itself. What differs:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import gevent
@@ -29,6 +29,8 @@ from twisted.internet.main import installReactor
 from ._admission import Pool
 from ._bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
 from ._decorators import defer_to_greenlet
+from ._errors import shown
+from ._policy import check_is_callable
 from ._reactor.installed import installed_reactor, refuse_if_installed
 from ._reactor.interfaces import IReactorGreenlets
 from ._reactor.resolver import GeventResolver
@@ -66,9 +68,14 @@ def deferToGreenletPool(
     """Run ``f(*args, **kwargs)`` in a greenlet of `greenletpool`.
 
     :returns: a Deferred of its result, which fires in the reactor's greenlet.
-    :raises TypeError: `f` is not callable.
+    :raises TypeError: `greenletpool` is not a pool, or `f` is not callable.
     :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
+    if not isinstance(greenletpool, Pool):
+        raise TypeError(
+            "deferToGreenletPool(reactor, greenletpool, f) needs a greendefer.GreenPool for "
+            f"greenletpool, not {shown(greenletpool)}"
+        )
     return greenletpool.submit(f, *args, **kwargs)
 
 
@@ -89,15 +96,38 @@ def callMultipleInGreenlet(
 
     An exception is logged, and ends the list, as in ``twisted.internet.threads``.
 
+    :raises TypeError: `tupleList` is something else. Nothing was called then.
     :raises GreendeferError: no reactor is installed.
     """
+    if not isinstance(tupleList, Iterable):
+        raise TypeError(
+            "callMultipleInGreenlet(tupleList) needs a list of (f, args, kwargs), not "
+            f"{shown(tupleList)}"
+        )
+    calls = list(tupleList)
+    for each in calls:
+        if not _is_a_call(each):
+            raise TypeError(
+                "callMultipleInGreenlet(tupleList) needs (f, args, kwargs) for each call: "
+                f"something to call, a tuple and a dict; not {shown(each)}"
+            )
     reactor = installed_reactor()
 
     def run() -> None:
-        for f, args, kwargs in tupleList:
+        for f, args, kwargs in calls:
             f(*args, **kwargs)
 
     reactor.callInGreenlet(run)
+
+
+def _is_a_call(each: Any) -> bool:
+    return (
+        isinstance(each, (tuple, list))
+        and len(each) == 3
+        and callable(each[0])
+        and isinstance(each[1], Iterable)
+        and isinstance(each[2], Mapping)
+    )
 
 
 def waitForGreenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
@@ -119,9 +149,11 @@ def blockingCallFromGreenlet(reactor: Any, f: Callable[..., Any], *args: Any, **
 
     :returns: its result.
     :raises WouldDeadlock: this is the reactor's own greenlet.
+    :raises TypeError: `f` is not callable.
     :raises GreendeferError: no reactor is installed, or it has stopped.
     :raises BaseException: whatever `f` raised, or its Deferred failed with.
     """
+    check_is_callable("blockingCallFromGreenlet(reactor, f, ...)", f)
     return call_and_wait(lambda: f(*args, **kwargs), None)
 
 

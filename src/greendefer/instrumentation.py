@@ -133,14 +133,21 @@ class CallObserver:
         )
 
 
+def _check_has(what: str, allowed: str, value: object, *methods: str) -> None:
+    if value is not None and not all(callable(getattr(value, name, None)) for name in methods):
+        raise TypeError(f"{what} must be {allowed} or None, not {shown(value)}")
+
+
 class LoggingHook:
     """Logs through the standard library: what went well at DEBUG, the rest at WARNING.
 
     :param logger: where to; ``None`` is the logger ``"greendefer"``.
+    :raises TypeError: `logger` is none.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
-        self._logger = logger or logging.getLogger("greendefer")
+        _check_has("LoggingHook(logger)", "a logging.Logger", logger, "debug", "log", "warning")
+        self._logger = logging.getLogger("greendefer") if logger is None else logger
 
     def submitted(self, call: CallDetails) -> None:
         self._logger.debug("%s submitted to %s", call.function, call.pool)
@@ -167,9 +174,11 @@ class StructlogHook:
     """The same as events with keys, through structlog (which must be installed).
 
     :param logger: where to; ``None`` is ``structlog.get_logger("greendefer")``.
+    :raises TypeError: `logger` is none.
     """
 
     def __init__(self, logger: Any = None) -> None:
+        _check_has("StructlogHook(logger)", "a logger of structlog's", logger, "debug", "warning")
         if logger is None:
             import structlog
 
@@ -205,9 +214,11 @@ class PrometheusHook:
     first two.
 
     :param registry: which registry; ``None`` is the client's default one.
+    :raises TypeError: `registry` is none.
     """
 
     def __init__(self, registry: Any = None) -> None:
+        _check_has("PrometheusHook(registry)", "a CollectorRegistry", registry, "register")
         from prometheus_client import REGISTRY, Counter, Histogram
 
         registry = REGISTRY if registry is None else registry

@@ -26,6 +26,7 @@ from ._admission import Call
 from ._carriers.threads import execute
 from ._deadlines import Deadlines
 from ._errors import shown
+from ._policy import check_seconds
 from ._runtime import Runtime
 from ._twistedcontext import make_greenlet_local
 from ._worker import WithWorkers
@@ -120,7 +121,10 @@ class ClockPool(_TestPool):
 
         :param takes: seconds on the clock until it has ended.
         :raises LookupError: none waits.
+        :raises TypeError: `takes` is not a number.
+        :raises ValueError: `takes` is negative, NaN or infinite.
         """
+        check_seconds("step(takes=...)", takes, needed=True)
         self._steps.step(takes)
 
     def run(self) -> None:

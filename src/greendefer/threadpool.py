@@ -13,6 +13,8 @@ from twisted.python import log
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from ._errors import shown
+from ._policy import check_count
 from ._pool import GreenPool
 
 
@@ -30,11 +32,12 @@ class GreenThreadPool(ThreadPool):
     :param maxthreads: how many calls run at once.
     :param name: what it is called in messages.
     :ivar pool: the :class:`greendefer.GreenPool`.
-    :raises TypeError: `maxthreads` is not a whole number.
-    :raises ValueError: `maxthreads` is below 1.
+    :raises TypeError: a number is not a whole one, or `name` is not a string.
+    :raises ValueError: `minthreads` is below 0, `maxthreads` is below 1, or below `minthreads`.
     """
 
     def __init__(self, minthreads: int = 0, maxthreads: int = 100, name: str | None = None) -> None:
+        _check_sizes("GreenThreadPool", minthreads, maxthreads)
         self.pool: GreenPool = GreenPool(maxthreads, name=name)
         self._slots: dict[Any, int] = {}
         self._free_slots: list[int] = []
@@ -112,7 +115,17 @@ class GreenThreadPool(ThreadPool):
         return self.pool.close()
 
     def adjustPoolsize(self, minthreads: int | None = None, maxthreads: int | None = None) -> None:
-        """Let `maxthreads` calls run at once."""
+        """Let `maxthreads` calls run at once.
+
+        :raises TypeError: a number is not a whole one.
+        :raises ValueError: `minthreads` is below 0, `maxthreads` is below 1, or below
+            `minthreads`; as they are, where one is not given.
+        """
+        _check_sizes(
+            "adjustPoolsize",
+            self.min if minthreads is None else minthreads,
+            self.max if maxthreads is None else maxthreads,
+        )
         if maxthreads is not None:
             self.pool.resize(maxthreads)
             self.max = maxthreads
@@ -147,6 +160,15 @@ class GreenThreadPool(ThreadPool):
         return _Backlog(self.pool)
 
     q = _queue
+
+
+def _check_sizes(what: str, least: int, most: int) -> None:
+    check_count(f"{what}(minthreads=...)", least, 0)
+    check_count(f"{what}(maxthreads=...)", most, 1)
+    if least > most:
+        raise ValueError(
+            f"{what}(minthreads=...) must be at most maxthreads, {most}, not {shown(least)}"
+        )
 
 
 class _Backlog:

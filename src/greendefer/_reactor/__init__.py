@@ -7,6 +7,7 @@ import sys
 from typing import Any, Literal
 
 from .._errors import shown
+from .._policy import is_one_of
 from .stock import native_kind
 
 KINDS = ("native", "poll", "select", "asyncio")
@@ -29,10 +30,10 @@ def install(kind: str = "native", *, threads: Literal["native", "green"] = "nati
     :raises ValueError: there is no such `kind`, or no such `threads`.
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
     """
-    if kind not in KINDS:
+    if not is_one_of(KINDS, kind):
         kinds = ", ".join(map(repr, KINDS))
         raise ValueError(f"install(kind=...) must be one of {kinds}, not {shown(kind)}")
-    if threads not in ("native", "green"):
+    if not is_one_of(("native", "green"), threads):
         raise ValueError(f"install(threads=...) must be 'native' or 'green', not {shown(threads)}")
     if kind == "asyncio":
         from .. import geventasyncioreactor

@@ -13,6 +13,7 @@ from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .._policy import check_is_callable
 from .._twistedcontext import make_greenlet_local
 from . import blockingcalls, fork, unpatched
 from .children import ChildExits
@@ -192,6 +193,7 @@ class GreenReactor(WritesFirst, _Base):
         self.deferToGreenlet(f, *args, **kwargs).addErrback(lambda failure: log.err(failure))
 
     def callFromGreenlet(self, f: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        check_is_callable("callFromGreenlet(f, ...)", f)
         self.callFromThread(f, *args, **kwargs)
 
     def getGreenletPool(self) -> GreenPool:

@@ -18,6 +18,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from .._errors import shown
+
 THREADS = 50
 """How many lookups gevent's default resolver makes at once, where it is the one in use."""
 
@@ -36,9 +38,15 @@ class GeventResolver:
     A green reactor has one installed. It fails as Twisted's resolvers do, with ``DNSLookupError``.
 
     :param reactor: where the results are delivered.
+    :raises TypeError: it is no reactor.
     """
 
     def __init__(self, reactor: Any) -> None:
+        if not callable(getattr(reactor, "callFromThread", None)):
+            raise TypeError(
+                "GeventResolver(reactor) needs a reactor that can be called from threads, not "
+                f"{shown(reactor)}"
+            )
         self._reactor = reactor
         self._hub: Any = None
         self._resolver: Any = None
