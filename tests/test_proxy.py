@@ -656,6 +656,12 @@ class TestIterating:
 
         in_reactor(main)
 
+    def test_a_misspelt_option_of_a_method(self) -> None:
+        with pytest.raises(
+            TypeError, match="no option 'timout'; there are pool, timeout, on_cancel"
+        ):
+            green_proxy(Client(), methods={"subs": {"timout": 1}})
+
     def test_items_of_a_call_that_has_begun(self, in_reactor: Any, stats: Any) -> None:
         """They are fetched on the method's pool, with its options, and proxied as others are."""
         pool = GreenPool(1)

@@ -440,14 +440,21 @@ def green_proxy(
             f"not {shown(results)}"
         )
     general = {"pool": pool, "timeout": timeout}
+    default = MethodOptions(pool, timeout)
     options = {}
     for name, each in given.items():
+        for option in each:
+            if option not in default.options:
+                raise TypeError(
+                    f"methods={{{shown(name)}: ...}}: there is no option {shown(option)}; there "
+                    f"are {', '.join(default.options)}"
+                )
         try:
             options[name] = MethodOptions(**{**general, **each})
         except (TypeError, ValueError) as e:
             raise type(e)(f"methods={{{shown(name)}: ...}}: {e}") from None
     rules = Rules(
-        default=MethodOptions(pool, timeout),
+        default=default,
         methods=options,
         results=None if types is None or isinstance(types, tuple) else types,
         result_types=types if isinstance(types, tuple) else (),
