@@ -143,6 +143,36 @@ def test_producers_go_on_and_starve_nobody(run_main: Any) -> None:
     )
 
 
+def test_a_producer_alone(run_main: Any) -> None:
+    """Nothing else gives the reactor a turn: what it adds as it is asked is sent all the same."""
+    run_main(
+        """
+        class Producer:
+            left = 1000
+            def resumeProducing(self):
+                if self.left:
+                    self.left -= 1
+                    self.transport.write(b"x")
+                else:
+                    self.transport.unregisterProducer()
+                    self.transport.loseConnection()
+            def stopProducing(self):
+                pass
+
+        async def main():
+            server, client = await connected()
+            producer = Producer()
+            producer.transport = server.transport
+            server.transport.registerProducer(producer, False)
+            await server.lost  # it is never read, and nobody waits in the hub
+            assert producer.left == 0
+            assert len(client.recv(2000)) == 1000
+
+        go(main)
+        """
+    )
+
+
 def test_a_connection_that_is_gone(run_main: Any) -> None:
     """A write to it is lost, as everywhere, and the connection with it; once."""
     run_main(

@@ -29,7 +29,7 @@ from ._reactor.dispatch import call_with_logger
 from ._reactor.green import GreenReactor
 from ._reactor.installed import refuse_if_installed
 from ._reactor.stock import native_kind
-from ._reactor.wait import READ, WRITE, CooperativeWait
+from ._reactor.wait import READ, WRITE, CooperativeWait, nothing
 
 
 def _stock_selector() -> Any:
@@ -116,6 +116,8 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
         reactor = self._reactor
         if reactor is not None and reactor._eager:
             reactor._write_eagerly()
+            if reactor._eager:  # what producers have added meanwhile: in the next turn, soon
+                self.call_soon(nothing)
         super()._run_once()  # type: ignore[misc]
 
     def forked(self) -> None:
