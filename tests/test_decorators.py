@@ -446,7 +446,7 @@ class TestBadInput:
         assert wait_for_deferred(d) == (1, 2, 3)
 
     def test_what_was_called_already(self) -> None:
-        with pytest.raises(TypeError, match=r"not 3; .*: submit\(f, x\), not submit\(f\(x\)\)"):
+        with pytest.raises(TypeError, match=r"not 3; .*: pass f and x to it, not f\(x\)"):
             GreenPool().submit(len("abc"))  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("f", [None, 1, "f", [len]])
