@@ -98,11 +98,10 @@ class TestNoMoreThreads:
 
     async def main():
         pool = NativeThreadPool(2)
-        never = SimpleQueue()
-        late = green_deferred(pool=pool, timeout=0.01)(never.get)
         for n in 1, 2:
+            never = SimpleQueue()
             try:
-                await late()
+                await green_deferred(pool=pool, timeout=0.01)(never.get)()
             except CallTimeout:
                 pass
             else:
