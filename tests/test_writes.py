@@ -173,6 +173,36 @@ def test_a_producer_alone(run_main: Any) -> None:
     )
 
 
+def test_what_is_due_comes_before_the_answer(run_main: Any) -> None:
+    """As on a stock reactor: callLater(0) beside a write is called before the peer's answer."""
+    run_main(
+        """
+        order = []
+        answered = Deferred()
+
+        class Asks(protocol.Protocol):
+            def dataReceived(self, data):
+                reactor.callLater(0, order.append, "due")
+                self.transport.write(b"?")
+
+        class Peer(protocol.Protocol):
+            def dataReceived(self, data):
+                order.append("asked")
+                answered.callback(None)
+
+        async def main():
+            port = reactor.listenTCP(0, protocol.Factory.forProtocol(Asks), interface="127.0.0.1")
+            end = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+            peer = await end.connect(protocol.Factory.forProtocol(Peer))
+            peer.transport.write(b"go")
+            await answered
+            assert order == ["due", "asked"], order
+
+        go(main)
+        """
+    )
+
+
 def test_a_connection_that_is_gone(run_main: Any) -> None:
     """A write to it is lost, as everywhere, and the connection with it; once."""
     run_main(

@@ -112,12 +112,17 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         # One turn (asyncio/base_events.py, run_forever): what there is to write goes before it
-        # decides how long to wait. A handle, from call_soon(), would cost a turn more.
+        # decides how long to wait. A handle, from call_soon(), would cost a turn more. But a turn
+        # has its events before its timers: what is due comes before what a peer answers, as it
+        # does on the stock reactor, which writes in this turn what was asked for in the last.
         reactor = self._reactor
         if reactor is not None and reactor._eager:
-            reactor._write_eagerly()
-            if reactor._eager:  # what producers have added meanwhile: in the next turn, soon
-                self.call_soon(nothing)
+            if self._scheduled and self._scheduled[0].when() <= self.time():
+                self.call_soon(reactor._write_eagerly)
+            else:
+                reactor._write_eagerly()
+                if reactor._eager:  # what producers have added meanwhile: in the next turn, soon
+                    self.call_soon(nothing)
         super()._run_once()  # type: ignore[misc]
 
     def forked(self) -> None:
@@ -134,6 +139,7 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
             callback = call_with_logger
         super().add_reader(fd, callback, *args)
 
+    _scheduled: list[asyncio.TimerHandle]
     _selector: GreenSelector
     _close_self_pipe: Any
     _make_self_pipe: Any
