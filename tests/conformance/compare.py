@@ -34,7 +34,8 @@ def run(variant: str, tests: list[str], *options: str) -> Outcomes:
     options = (f"--{patched}", *options) if patched else options
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "outcomes")
-        command = [sys.executable, str(SUITE), kind, "--out", str(out), *options, *tests]
+        python = [sys.executable, "-X", "faulthandler"]
+        command = [*python, str(SUITE), kind, "--out", str(out), *options, *tests]
         with Path(folder, "output").open("w+") as output:
             # Unbuffered: so that a traceback is what comes last.
             env = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -42,8 +43,11 @@ def run(variant: str, tests: list[str], *options: str) -> Outcomes:
             if done.returncode or not out.exists():
                 output.seek(0)
                 status = f"{command} failed with status {done.returncode}"
-                log = Path(f"{out}.log").read_text()[-1000:]
-                raise SystemExit(f"{status}:\n{output.read()[-5000:]}\nIts log ends with:\n{log}")
+                last = Path(f"{out}.log").read_text().splitlines()[-1:]
+                raise SystemExit(
+                    f"{status}:\n{output.read()[-5000:]}\n"
+                    f"{variant}: FAILS TO END: status {done.returncode}, last test: {last}"
+                )
         outcomes: Outcomes = json.loads(out.read_text())
     counts = {what: sum(o[0] == what for o in outcomes.values()) for what in ("passed", "skipped")}
     print(f"{variant:16} {len(outcomes)} tests {' '.join(options)}: {counts}", flush=True)
