@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import sys
 import threading
+from time import monotonic
 from typing import Any
 
 import gevent
 from gevent.event import Event
 from gevent.lock import Semaphore
 
+from ._carriers.native import allocate_lock
 from ._errors import GreendeferError
 from ._reactor import install
 from ._reactor.installed import has_stopped
@@ -79,7 +80,7 @@ def start_reactor() -> Any:
     if _reactor is not reactor:
         _reactor = reactor
         background = gevent.spawn(reactor.run, installSignalHandlers=False)
-        stop = functools.partial(_stop, reactor, background, os.getpid())
+        stop = _Ending(reactor, background)
         atexit.register(stop)
         # Python waits for its threads before that, and those of the reactor's pool end with the
         # reactor: concurrent.futures.thread has its way of coming first (threading.py, _shutdown).
@@ -88,8 +89,39 @@ def start_reactor() -> Any:
     return reactor
 
 
-def _stop(reactor: Any, background: gevent.Greenlet[..., Any], process: int) -> None:
-    """The program ends."""
-    if reactor.running and process == os.getpid():
-        reactor.stop()
-        background.join(longest_shutdown() + 1.0)
+class _Ending:
+    """The program ends. It says so twice: once before Python waits for threads, and once more for
+    where that was cut short, by Ctrl-C say. Both have the same time."""
+
+    def __init__(self, reactor: Any, background: gevent.Greenlet[..., Any]) -> None:
+        self._reactor = reactor
+        self._background = background
+        self._process = os.getpid()
+        self._until: float | None = None
+        self._runs = allocate_lock()
+        self._runs.acquire()
+        background.rawlink(lambda _: self._runs.release())
+
+    def __call__(self) -> None:
+        if self._background.dead or self._process != os.getpid():
+            return
+        wait = self._reactor.cooperative_wait
+        if self._until is None:
+            self._until = monotonic() + longest_shutdown() + 1.0
+            if wait.is_this_thread():
+                self._stop()
+            else:
+                self._reactor.callFromThread(self._stop)
+        left = max(0.0, self._until - monotonic())
+        if wait.is_this_thread():
+            self._background.join(left)
+        elif wait.hub.thread_ident in sys._current_frames():  # else that thread has ended
+            self._runs.acquire(True, left)
+
+    def _stop(self) -> None:
+        from twisted.internet.error import ReactorNotRunning
+
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            pass  # it was told already, and its calls have their grace

@@ -160,6 +160,78 @@ class TestWithoutStop:
         assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
         assert "KeyError" in done.stderr if code == 1 else not done.stderr
 
+    def test_start_reactor_and_a_stop_that_is_not_over(self, run_program: Any) -> None:
+        """The program stops the reactor, and ends at once: calls have their grace all the same."""
+        done = run_program(
+            IN_FLIGHT,
+            """
+            reactor = greendefer.start_reactor()
+            reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+            submit()
+            until_they_block()
+            reactor.stop()
+            """,
+        )
+        assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
+        assert not done.stderr
+
+    @pytest.mark.parametrize("again", ["os.kill(os.getpid(), signal.SIGINT)", "sys.exit(4)"])
+    def test_start_reactor_and_an_end_during_the_end(self, again: str, run_program: Any) -> None:
+        """Ctrl-C, or somebody else's ``sys.exit()``, while ``finally`` blocks run: Python says so,
+        and they run on."""
+        done = run_program(
+            IN_FLIGHT,
+            f"""
+            def end_again():
+                try:
+                    gevent.sleep(3600)
+                finally:
+                    gevent.spawn(lambda: {again})
+
+            reactor = greendefer.start_reactor()
+            reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+            greendefer.defer_to_greenlet(end_again).addErrback(lambda failure: None)
+            submit()
+            until_they_block()
+            """,
+        )
+        assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
+        assert ("KeyboardInterrupt" if "SIGINT" in again else "SystemExit") in done.stderr
+        assert "ReactorNotRunning" not in done.stderr
+
+    @pytest.mark.parametrize("stays", [True, False])
+    def test_start_reactor_in_another_thread(self, stays: bool, run_program: Any) -> None:
+        """That thread is asked, and waited for; unless it has gone without a word."""
+        done = run_program(
+            IN_FLIGHT,
+            f"""
+            import twisted.python._inotify  # it runs ldconfig, which gevent has the main thread do
+            from gevent import monkey
+
+            thread = monkey.get_original("_thread", "start_new_thread")
+            allocate_lock = monkey.get_original("_thread", "allocate_lock")
+            begun = allocate_lock()
+            begun.acquire()
+
+            def other_thread():
+                reactor = greendefer.start_reactor()
+                reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+                if {stays}:
+                    submit()
+                    until_they_block()
+                begun.release()
+                if {stays}:
+                    gevent.sleep(3600)
+
+            ident = thread(other_thread, ())
+            begun.acquire()
+            while not {stays} and ident in sys._current_frames():
+                monkey.get_original("time", "sleep")(0.001)
+            """,
+        )
+        report = "{'begun': 500, 'fired': 1000, 'ended': 500}\n" if stays else ""
+        assert (done.stdout, done.stderr) == (report, "")
+
     @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3)])
     def test_a_greenlet_of_ones_own(self, end: str, code: int, run_program: Any) -> None:
         """Python drops all greenlets as it always does. It neither hangs nor complains."""
