@@ -382,7 +382,7 @@ class TestTheEnd:
     async def main():
         await pool.submit(len, "four")
         reactor.addSystemEventTrigger(
-            "during", "shutdown", lambda: pool.submit(held.acquire).addErrback(closed))
+            "before", "shutdown", lambda: pool.submit(held.acquire).addErrback(closed) and None)
 
     go(main)
     assert cancelled[1:] == ["at once"]
@@ -390,10 +390,13 @@ class TestTheEnd:
             """
         )
 
-    def test_a_wait_in_a_thread_that_begins_as_the_reactor_goes(self, green: Any) -> None:
-        """What it asks for is not called any more."""
+    @pytest.mark.parametrize("used", [False, True])
+    def test_a_wait_in_a_thread_that_begins_as_the_reactor_goes(
+        self, used: bool, green: Any
+    ) -> None:
+        """What it asks for is not called any more, and it is told so."""
         green(
-            """
+            f"""
     allocate_lock = monkey.get_original("_thread", "allocate_lock")
     called, errors = [], []
     threadpool = gevent.get_hub().threadpool
@@ -416,7 +419,8 @@ class TestTheEnd:
 
     asking = []
     async def main():
-        await defer_to_greenlet(int)
+        if {used}:
+            await defer_to_greenlet(int)
         reactor.callLater(0.05, at_the_end)
 
     go(main)

@@ -211,7 +211,7 @@ def test_a_call_that_is_made_while_the_reactor_stops(run_program: Any) -> None:
         from twisted.internet import selectreactor
         selectreactor.install()
         import gevent, greendefer
-        from twisted.internet import reactor
+        from twisted.internet import reactor, task
         begun = monkey.get_original("_thread", "allocate_lock")()
         begun.acquire()
         got = []
@@ -228,8 +228,8 @@ def test_a_call_that_is_made_while_the_reactor_stops(run_program: Any) -> None:
             pool.submit(call).addErrback(lambda f: got.append(f.type))
             assert begun.acquire(timeout=60)
 
-        # Before the pool has its own, which is what ends the calls.
-        reactor.addSystemEventTrigger("during", "shutdown", at_the_last_moment)
+        reactor.addSystemEventTrigger(
+            "before", "shutdown", task.deferLater, reactor, 0, at_the_last_moment)
         pool = greendefer.GreenPool(1)
         pool.submit(len, "four").addBoth(got.append).addBoth(lambda _: reactor.stop())
         reactor.run()

@@ -25,6 +25,7 @@ from ._lending import borrower_of, wait_begins, wait_ends
 from ._reactor.installed import has_stopped
 from ._reactor.loops import LoopInbox
 from ._runtime import runtime_here, runtime_if_made
+from .shutdown import add_first_trigger
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -62,6 +63,7 @@ class _Crossing:
         # The call that waits here, if this is a worker of a pool. Its slot may be lent meanwhile.
         self._me = current_call()
         self._runtime: Runtime | None = None
+        self._not_at_end: Callable[[], object] | None = None
         self._d: Deferred[Any] | None = None
         self._given_up = False
         self._result: Any = None
@@ -74,9 +76,11 @@ class _Crossing:
 
     def wait(self, timeout: float | None) -> Any:
         runtime = self._runtime = runtime_if_made(self._reactor)
-        if runtime is not None:  # else _start() does
+        if runtime is not None:
             runtime.waits.add(self)
-        if has_stopped(self._reactor):
+        else:  # nobody would end this wait, if the reactor stopped before _start() has run
+            self._not_at_end = add_first_trigger(self._reactor, "during", self.reactor_stopped)
+        if has_stopped(self._reactor) or (runtime is not None and runtime.stopped):
             if runtime is not None:
                 runtime.waits.discard(self)
             raise GreendeferError(
@@ -127,7 +131,11 @@ class _Crossing:
     # In the reactor's thread.
 
     def _start(self) -> None:
-        if self._over or self._given_up:
+        if self._over:
+            return
+        if self._not_at_end is not None:
+            self._not_at_end()
+        if self._given_up:
             return
         self._runtime = runtime = runtime_here()
         runtime.waits.add(self)
@@ -173,8 +181,8 @@ class _Crossing:
                 GreendeferError("The reactor has stopped, and the result is not there")
             )
         self._over = True
-        assert self._runtime is not None  # it waits in there, or _start() has run
-        self._runtime.waits.discard(self)
+        if self._runtime is not None:
+            self._runtime.waits.discard(self)
         self.sleeper.wake()
 
 

@@ -134,6 +134,9 @@ class Runtime:
         self.deadlines.stop()
         for pool in list(self.pools):
             pool._reactor_stopped()
+
+    def end_waits(self) -> None:
+        """Let go of all that wait for Deferreds: none fires any more."""
         for wait in list(self.waits):
             wait.reactor_stopped()
 

@@ -10,6 +10,8 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from ._policy import check_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._admission import Call, Pool
     from ._runtime import Runtime
 
@@ -56,23 +58,46 @@ def longest_shutdown() -> float:
     return _running + 2 * _ending
 
 
+def add_first_trigger(reactor: Any, phase: str, f: Callable[[], object]) -> Callable[[], object]:
+    """Have a reactor call `f` as the first of all in that phase of its shutdown; as the last one,
+    if it is not of Twisted's usual kind. For any thread.
+
+    :returns: what takes it back, in the reactor's thread.
+    """
+    # twisted.internet.base, _ThreePhaseEvent
+    event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
+    if event is None:
+        trigger = reactor.addSystemEventTrigger(phase, "shutdown", f)
+        return lambda: reactor.removeSystemEventTrigger(trigger)
+    triggers: list[Any] = getattr(event, phase)
+    entry: tuple[Any, ...] = (f, (), {})
+    triggers.insert(0, entry)
+
+    def take_back() -> None:
+        if entry in triggers:
+            triggers.remove(entry)
+
+    return take_back
+
+
 class Shutdown:
-    """The end of one reactor, for all pools on it. Twisted closes its thread pool in the same
-    order: calls may be made until all that others do before shutdown is done."""
+    """The end of one reactor, for all pools on it. Calls may be made until all that others do
+    before shutdown is done. Then all ends that is ours, before Twisted waits for its own threads:
+    one of these may wait for the reactor."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._before: list[Call] = []
         reactor = runtime.reactor
         reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
-        reactor.addSystemEventTrigger("during", "shutdown", self._close)
+        add_first_trigger(reactor, "during", self._close)
         reactor.addSystemEventTrigger("after", "shutdown", runtime.reactor_stopped)
         # Calls that are made once the reactor was told to stop are those of services that stop.
-        # So this goes before the triggers that were registered earlier (twisted.internet.base,
-        # _ThreePhaseEvent): what services call while they stop is not cut off with the old ones.
+        # So this goes before the triggers that were registered earlier: what services call while
+        # they stop is not cut off with the old ones.
         event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
         if event is not None and event.state == "BASE":
-            event.before.insert(0, (self._begin, (), {}))
+            add_first_trigger(reactor, "before", self._begin)
 
     def _begin(self) -> None:
         """The reactor was told to stop, and nobody has done anything about it yet."""
@@ -130,3 +155,4 @@ class Shutdown:
                 break
             runtime.let_others_run()
             runtime._flush(all_of_it=True)
+        runtime.end_waits()

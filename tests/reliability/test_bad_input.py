@@ -413,6 +413,7 @@ WITHOUT = {
     "greendefer.adbapi.GreenConnectionPool",
     # Not in the documentation.
     *("greendefer.shutdown.longest_shutdown", "greendefer.shutdown.Shutdown"),
+    "greendefer.shutdown.add_first_trigger",
 }
 MODULES = (
     greendefer,

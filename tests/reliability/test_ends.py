@@ -403,6 +403,45 @@ def test_green_threads_of_twisteds_pool(run_program: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("kind", ends.REACTORS)
+def test_a_thread_of_twisteds_that_waits_for_the_reactor(
+    kind: str, used: bool, run_program: Any
+) -> None:
+    """Twisted waits for its threads as it stops, and takes no more turns: none may wait for one.
+    It does not matter which was there first, Twisted's pool or ours."""
+    done = run_program(
+        f"""
+        import importlib, greendefer
+        kind = {kind!r}
+        if kind.startswith("green-"):
+            greendefer.install(kind.removeprefix("green-"))
+        else:
+            importlib.import_module("twisted.internet.pollreactor").install()
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+        never = Deferred()
+
+        @greendefer.blocking_from_greenlet
+        def wait():
+            reactor.callLater(0, reactor.stop)
+            return never
+
+        def in_thread():
+            try:
+                wait()
+            except greendefer.GreendeferError as e:
+                print(e)
+
+        if {used}:
+            reactor.callWhenRunning(greendefer.NativeThreadPool(1).submit, int)
+        reactor.callWhenRunning(reactor.callInThread, in_thread)
+        reactor.run()
+        """
+    )
+    assert done.stdout == "The reactor has stopped, and the result is not there\n"
+
+
 class TestTheSetting:
     @pytest.mark.parametrize("name", ["running", "ending"])
     @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 10**400, "1", None, True])
