@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from pathlib import Path
@@ -78,7 +79,7 @@ slept = []
 
 def end():
     until_they_block()
-    os.kill(os.getpid(), signal.{signal})
+    {end}
 
 class Calls(service.Service):
     def startService(self):
@@ -97,15 +98,23 @@ reactor.addSystemEventTrigger("after", "shutdown", report)
 """
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
-def test_under_twistd(how: str, tmp_path: Path) -> None:
-    """It exits with the signal that stopped it, and services may make calls as they stop."""
-    (tmp_path / "calls.tac").write_text(PATCH + IN_FLIGHT + TAC.format(signal=how))
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        ("reactor.stop()", 0),
+    ],
+)
+def test_under_twistd(end: str, code: int, tmp_path: Path) -> None:
+    """It exits with the signal that stopped it, or well, if that was the application itself.
+    Services may make calls as they stop."""
+    (tmp_path / "calls.tac").write_text(PATCH + IN_FLIGHT + TAC.format(end=end))
     options = ("--reactor=gevent", "--nodaemon", "--python=calls.tac")
     done = run_twistd(tmp_path, *options, check=False)
     log = (tmp_path / "log").read_text()
     assert "fired 1000 1 ended 500" in log, log + done.stderr
-    assert done.returncode == -getattr(signal, how)
+    assert done.returncode == code
     assert "Traceback" not in log
 
 
@@ -120,19 +129,25 @@ def app(environ, start_response):
     greendefer.blocking_from_greenlet(submit)()
     until_they_block()
     start_response("200 OK", [])
-    return [b"begun"]
+    return [b"begun in %d" % os.getpid()]
 """
 
 
-def test_in_a_gunicorn_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
+def test_in_a_gunicorn_worker(how: str, tmp_path: Path) -> None:
+    """A SIGINT has gunicorn end its workers at once, by ``sys.exit()`` in a greenlet. Ctrl-C in a
+    terminal goes to the workers as well: they have theirs and gunicorn's."""
     pytest.importorskip("gunicorn")
     (tmp_path / "app.py").write_text(IN_FLIGHT + WSGI)
     with gunicorn(tmp_path, "app:app") as (process, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             with connection.makefile("rb") as reply:
-                assert reply.read().endswith(b"begun")
-        process.terminate()
+                words = reply.read().split()
+        assert words[-3:-1] == [b"begun", b"in"]
+        if how == "Ctrl-C":
+            os.kill(int(words[-1]), signal.SIGINT)
+        process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
         assert process.wait(timeout=30) == 0
     assert (tmp_path / "report").read_text() == "{'begun': 500, 'fired': 1000, 'ended': 500}\n"
 
