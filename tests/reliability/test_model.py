@@ -44,6 +44,7 @@ class Modelled:
     :ivar state: queued, running, lingering, inner (it has returned a Deferred), or done.
     :ivar outcome: which statistic it counts for, if it does already.
     :ivar expected: what its Deferred is to fire with: a value, or the type of an error.
+    :ivar fires_here: it fires where it is refused, or cancelled: in the caller's greenlet.
     """
 
     def __init__(self, number: int, swallows: bool, abandons: bool, timed: bool) -> None:
@@ -55,11 +56,25 @@ class Modelled:
         self.outcome: str | None = None
         self.told = False  # to end
         self.expected: list[Any] = []
+        self.fires_here = False
         self.inner: Deferred[Any] | None = None
         # What is seen of it.
         self.inbox: Any = Queue()
         self.d: Any = None
         self.fired: list[Any] = []
+        self.fired_in: list[Any] = []
+
+
+class Closing:
+    """One ``close()``.
+
+    :ivar fires: its Deferred is to fire.
+    :ivar deadline: when its grace is over, if it has one and anything runs.
+    """
+
+    def __init__(self) -> None:
+        self.fires = False
+        self.deadline: Any = None
         self.fired_in: list[Any] = []
 
 
@@ -73,7 +88,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.size = 1
         self.most = 1  # how many may hold a slot now: more than size after a resize
         self.closed = False
-        self.closings: list[tuple[str, list[Any]]] = []
+        self.closings: list[Closing] = []
         self.max_queued: int | None = None
         self.broken: list[str] = []
 
@@ -92,13 +107,17 @@ class PoolMachine(RuleBasedStateMachine):
         call.number = len(self.calls)
         self.calls.append(call)
         if self.closed:
-            self.over(call, "rejected", PoolClosed)
+            self.refused(call, PoolClosed)
         elif len(self.having("running", "lingering")) < self.size and not self.having("queued"):
             call.state = "running"
         elif self.max_queued is None or len(self.having("queued")) < self.max_queued:
             call.state = "queued"
         else:
-            self.over(call, "rejected", PoolFull)
+            self.refused(call, PoolFull)
+
+    def refused(self, call: Modelled, expected: Any) -> None:
+        call.fires_here = True
+        self.over(call, "rejected", expected)
 
     def over(self, call: Modelled, outcome: str, expected: Any, state: str = "done") -> None:
         call.outcome = outcome
@@ -109,9 +128,9 @@ class PoolMachine(RuleBasedStateMachine):
         held = len(self.having("running", "lingering"))
         for call in self.having("queued")[: max(0, self.size - held)]:
             call.state = "running"
-        for i, (state, fired) in enumerate(self.closings):
-            if state == "open" and not self.having("running", "lingering"):
-                self.closings[i] = ("fires", fired)
+        if not self.having("running", "lingering"):
+            for closing in self.closings:
+                closing.fires = True
 
     def killed(self, call: Modelled, outcome: str, expected: Any) -> None:
         """It fires now, and ends, unless it does not listen."""
@@ -292,6 +311,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Whichever: one that has fired does not care."""
         call = self.calls[which % len(self.calls)]
         if call.state in ("queued", "running", "inner"):
+            call.fires_here = True
             self.given_up(call, "cancelled", CancelledError, not call.abandons)
             self.refill()
         if in_reactor:
@@ -331,28 +351,60 @@ class PoolMachine(RuleBasedStateMachine):
         self.refill()
         self.pool.resize(size)
 
-    @rule(kills=st.booleans(), really=st.booleans())
-    def close(self, kills: bool, really: bool) -> None:
-        if not really:
-            return  # not so often
+    # An idle pool is closed at the end of each run; here it would be the end of most.
+    @precondition(lambda self: self.having("running", "lingering"))
+    @rule(grace=st.sampled_from([None, 0, 3600]), soon=st.booleans())
+    def close(self, grace: float | None, soon: bool) -> None:
         self.closed = True
         for call in self.having("queued"):
             self.over(call, "rejected", PoolClosed)
-        if kills:
-            lingering = self.having("lingering")
-            for call in self.having("running"):
-                self.killed(call, "cancelled", PoolClosed)
-            # Those that were abandoned are killed now; those that were killed, not again.
-            for call in lingering:
-                if not call.told:
-                    call.told = True
-                    if not call.swallows:
-                        call.state = "done"
-                    call.swallows = False
-        fired: list[Any] = []
-        self.closings.append(("fires" if kills else "open", fired))
+        closing = Closing()
+        self.closings.append(closing)
+        if grace == 0:
+            self.all_are_killed(closing)
         self.refill()
-        self.pool.close(grace=0 if kills else None).addBoth(fired.append)
+        deadlines = self.deadlines()
+        closed = self.pool.close(grace=grace)
+        closed.addBoth(lambda _: closing.fired_in.append(gevent.getcurrent()))
+        (closing.deadline,) = self.deadlines() - deadlines or [None]
+        if soon and closing in self.graces():
+            self.end_grace(closing)
+
+    @precondition(lambda self: self.graces())
+    @rule(which=which)
+    def the_grace_is_over(self, which: int) -> None:
+        graces = self.graces()
+        self.end_grace(graces[which % len(graces)])
+
+    def end_grace(self, closing: Closing) -> None:
+        """It was an hour."""
+        self.all_are_killed(closing)
+        self.refill()
+        runtime = self.pool._runtime
+        kill = closing.deadline.expired
+        closing.deadline.cancel()
+        runtime.deadlines.at(runtime.now(), kill)
+
+    def graces(self) -> list[Closing]:
+        return [each for each in self.closings if each.deadline is not None and not each.fires]
+
+    def deadlines(self) -> set[Any]:
+        if self.pool._bound_to is None:
+            return set()
+        return {deadline for _, _, deadline in self.pool._runtime.deadlines._heap}
+
+    def all_are_killed(self, closing: Closing) -> None:
+        closing.fires = True
+        lingering = self.having("lingering")
+        for call in self.having("running"):
+            self.killed(call, "cancelled", PoolClosed)
+        # Those that were abandoned are killed now; those that were killed, not again.
+        for call in lingering:
+            if not call.told:
+                call.told = True
+                if not call.swallows:
+                    call.state = "done"
+                call.swallows = False
 
     # What must hold after each.
 
@@ -381,9 +433,9 @@ class PoolMachine(RuleBasedStateMachine):
                 return f"call {call.number} fired {call.fired}, not {call.expected}"
             if call.state in ("running", "inner") and call.number not in self.begun:
                 return f"call {call.number} has not begun"
-        for state, fired in self.closings:
-            if (state == "fires") != (len(fired) == 1):
-                return f"close() fired {fired}: {state}"
+        for closing in self.closings:
+            if len(closing.fired_in) != closing.fires:
+                return f"close() fired {closing.fired_in}, not {closing.fires}"
         return None
 
     @invariant()
@@ -408,7 +460,8 @@ class PoolMachine(RuleBasedStateMachine):
                     assert got.check(expected), (call.number, got)
                 else:
                     assert got == expected, call.number
-                assert call.outcome in ("rejected", "cancelled") or where is self.reactors
+                assert call.fires_here or where is self.reactors, (call.number, where)
+        assert all(g is self.reactors for each in self.closings for g in each.fired_in)
 
     @property
     def reactors(self) -> Any:
@@ -443,3 +496,25 @@ def test_the_pool_is_as_its_model() -> None:
             print_blob=True,
         ),
     )
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("grace", [0, 3600])
+def test_calls_that_a_close_ends(grace: float, swallows: bool) -> None:
+    """Chance comes to this now and then only: calls that run, wait, and were abandoned before."""
+    machine = PoolMachine()  # type: ignore[no-untyped-call]
+    machine.make(2, None)
+    machine.holds()
+    machine.submit((swallows, True, False), False, 1)
+    machine.holds()
+    machine.cancel(0, False)
+    machine.submit((swallows, False, True), False, 2)
+    machine.holds()
+    machine.close(grace, False)
+    machine.holds()
+    if grace:
+        machine.the_grace_is_over(0)
+        machine.holds()
+    expected = [CancelledError, PoolClosed, PoolClosed]
+    assert [call.expected for call in machine.calls] == [[error] for error in expected]
+    machine.teardown()
