@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from programs import PATCH, PATCHED, gunicorn, run_python, run_twistd
 
+import greendefer
+from greendefer._deadlines import Deadline
+
 from . import ends
 
 # 1,000 calls of which 500 begin, and block until they are killed.
@@ -467,3 +470,75 @@ class TestTheSetting:
         with pytest.raises((TypeError, ValueError), match=rf"set_shutdown_grace\({name}=.*not "):
             set_shutdown_grace(**{name: value})
         assert longest_shutdown() == before
+
+    @pytest.mark.parametrize(
+        ("setting", "running", "ending"),
+        [
+            ("", 1.0, 1.0),
+            ("set_shutdown_grace(5, 6); set_shutdown_grace()", 1.0, 1.0),
+            ("set_shutdown_grace(running=3)", 3.0, 1.0),
+            ("set_shutdown_grace(ending=3)", 1.0, 3.0),
+        ],
+    )
+    def test_one_second_each_by_default(
+        self, setting: str, running: float, ending: float, run_program: Any
+    ) -> None:
+        """What is asked of the clock for a call that will not end: `running`, then `ending`; and
+        `ending` again, when the reactor takes no more turns. No time passes."""
+        run_program(
+            f"""
+            from itertools import count
+            import gevent, greendefer
+            from greendefer import _runtime, shutdown
+            from greendefer.shutdown import set_shutdown_grace
+            greendefer.install()
+            from twisted.internet import reactor
+            {setting}
+            asked, looks, killed = [], [], []
+            def swallow():
+                while True:
+                    try:
+                        gevent.sleep(3600)
+                    except BaseException:
+                        killed.append(len(asked))
+            def at_once(when, f):
+                asked.append(when - 1000)
+                return at(0.0, f)
+            def main():
+                global at
+                greendefer.defer_to_greenlet(swallow).addErrback(lambda failure: None)
+                runtime = _runtime._runtime
+                at = runtime.deadlines.at
+                runtime.now = lambda: 1000
+                runtime.deadlines.at = at_once
+                looks_at = count(1000, 0.25).__next__
+                shutdown.monotonic = lambda: looks.append(looks_at()) or looks[-1]
+                gevent.spawn(reactor.stop)
+            reactor.callWhenRunning(main)
+            reactor.run()
+            assert asked == [{running}, {ending}], asked
+            assert killed == [2], killed
+            assert looks[-1] - looks[0] == {ending}, looks
+            """
+        )
+
+    def test_close_has_no_grace_by_default(
+        self, gate: Any, result: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No time is set after which its calls would be killed."""
+        pool = greendefer.GreenPool(1)
+        call = result(pool.submit(gate))
+        assert gate.entered.wait(20)
+        asked: list[float] = []
+        runtime: Any = pool._runtime
+        monkeypatch.setattr(runtime, "now", lambda: 1000)
+        monkeypatch.setattr(
+            runtime.deadlines, "at", lambda when, f: asked.append(when - 1000) or Deadline(None, f)
+        )
+        closed = [result(pool.close()), result(pool.close(grace=None))]
+        assert asked == []
+        closed.append(result(pool.close(grace=20)))
+        assert asked == [20]
+        gate.opened.set()
+        assert call.get() == "through"
+        assert [each.get() for each in closed] == [None] * 3
