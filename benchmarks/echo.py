@@ -6,6 +6,7 @@ server alone on it, and the clients in another process: a plain loop over one ep
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
@@ -15,6 +16,15 @@ from typing import Any
 from harness import Bench, Round, Side, middle, run
 
 MESSAGE = b"x" * 64
+
+PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def stay_on(which: int) -> None:
+    """Server and clients have a processor each, where there are two and the system lets one choose:
+    with one message on its way both sleep and wake up all the time, and it mattered most where."""
+    if PROCESSORS:
+        os.sched_setaffinity(0, {PROCESSORS[which]})
 
 
 def server(connections: int, trips: int) -> Any:
@@ -57,6 +67,7 @@ def server(connections: int, trips: int) -> Any:
     # something to wait for besides the reactor. They end with this process.
     command = [sys.executable, __file__, "clients", *map(str, ports), str(connections)]
     reactor.spawnProcess(ProcessProtocol(), command[0], command, env=None, childFDs={1: 1, 2: 2})
+    stay_on(0)
     control: list[Control] = []
 
     async def round() -> Round:
@@ -69,6 +80,7 @@ def server(connections: int, trips: int) -> Any:
 
 def clients(port: int, control_port: int, connections: int) -> None:
     """The clients' process: a round is over when so many answers have come, and all are in."""
+    stay_on(-1)
     host = "127.0.0.1"
     epoll = select.epoll()
     sockets: dict[int, socket.socket] = {}
