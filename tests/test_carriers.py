@@ -333,5 +333,5 @@ def test_a_process_pool_that_breaks_as_it_takes_a_call(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(executors, "ENDING_SECONDS", 0.001)
     with pytest.raises(BrokenExecutor, match="as it took the call"):
-        executors._submit_to(Broken(), len, "")
+        executors._submit_to(Broken(), b"")
     assert ended == ["a process"]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 from programs import PATCHED
 
-from greendefer import GreenPool, NativeThreadPool, wait_for_deferred
+from greendefer import (
+    ExecutorFailed,
+    ExecutorPool,
+    GreenPool,
+    NativeThreadPool,
+    wait_for_deferred,
+)
 from greendefer._carriers import native
 
 LIMITED = """
@@ -234,6 +243,244 @@ class TestThreadsThatCannotStart:
                 got = await greendefer.green_deferred(pool=pool, timeout=5)(len)("four")
                 assert got == 4
             go(main)
+            """
+        )
+
+
+class TestThreadsOfAnExecutor:
+    """ThreadPoolExecutor queues a call before it starts a thread for it."""
+
+    def test_a_call_that_is_refused_never_runs(
+        self, in_reactor: Any, result: Any, stats: Any, monkeypatch: Any
+    ) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        executor = ThreadPoolExecutor(2)
+        pool = ExecutorPool(executor, 2)
+        ran: list[int] = []
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        for n in range(3):
+            error = result(in_reactor(lambda n: [pool.submit(ran.append, n)], n)[0]).get().value
+            assert type(error) is ExecutorFailed
+            assert "refused it" in str(error)
+            assert "can't start new thread" in str(error.__cause__)
+        monkeypatch.undo()
+        both = threading.Barrier(2)  # they have a thread each: nobody counts those that never were
+        meet = [pool.submit(both.wait, 20) for _ in range(2)]
+        assert sorted(wait_for_deferred(d, 30) for d in meet) == [0, 1]
+        assert ran == []
+        s = stats(pool)
+        assert (s.failed, s.completed, s.running) == (3, 2, 0)
+        executor.shutdown()
+
+    def test_a_call_that_another_thread_has_taken_is_not_refused(self, stats: Any) -> None:
+        executor: Any = ThreadPoolExecutor(2)
+        pool = ExecutorPool(executor, 2)
+        begun, go, taken, refused = (threading.Event() for _ in range(4))
+        ran: list[str] = []
+
+        def busy() -> None:
+            begun.set()
+            go.wait()
+
+        def take(what: str) -> str:
+            ran.append(what)
+            taken.set()
+            refused.wait()
+            return what
+
+        def no_thread() -> None:
+            go.set()
+            taken.wait()
+            refused.set()
+            raise RuntimeError("can't start new thread")
+
+        first = pool.submit(busy)
+        begun.wait()
+        executor._adjust_thread_count = no_thread
+        assert wait_for_deferred(pool.submit(take, "it"), 20) == "it"
+        assert wait_for_deferred(first, 20) is None
+        assert ran == ["it"]
+        assert stats(pool).completed == 2
+        executor.shutdown()
+
+
+NO_PROCESS = """
+    import errno, multiprocessing, os, threading
+    import _posixsubprocess
+    from concurrent.futures import ProcessPoolExecutor
+    from pathlib import Path
+    import greendefer
+    greendefer.install()
+    from twisted.internet import reactor
+    from greendefer import ExecutorFailed, ExecutorPool
+
+    os.chdir({folder!r})
+    os.mkfifo("held")
+    method = {method!r}
+    context = multiprocessing.get_context(method)
+    starts = [(os, "fork"), (_posixsubprocess, "fork_exec")]
+    if method == "forkserver":
+        from multiprocessing import forkserver  # which forks in another process
+        starts.append((forkserver, "connect_to_new_process"))
+    real = [getattr(*start) for start in starts]
+    thread_start = threading.Thread.start
+
+    def no_memory(*args):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    def no_more_memory(after=0):
+        left = [after]
+        def limited(f):
+            def start(*args):
+                if not left[0]:
+                    no_memory()
+                left[0] -= 1
+                return f(*args)
+            return start
+        for (where, name), f in zip(starts, real):
+            setattr(where, name, limited(f))
+
+    def no_threads(refused):
+        def start(thread):
+            if refused in (type(thread).__name__, thread.name):
+                raise RuntimeError("can't start new thread")
+            thread_start(thread)
+        threading.Thread.start = start
+
+    def memory_again():
+        threading.Thread.start = thread_start
+        for (where, name), f in zip(starts, real):
+            setattr(where, name, f)
+
+    async def run_held(pool):
+        # A call that runs, and what ends it when that is closed.
+        call = pool.submit(Path.read_text, Path("held"))
+        return call, await greendefer.NativeThreadPool(1).submit(open, "held", "w")
+
+    async def is_refused(pool, why):
+        try:
+            await pool.submit(os.mkdir, "refused")
+        except ExecutorFailed as e:
+            assert "refused it" in str(e) and why in str(e.__cause__), (e, e.__cause__)
+        else:
+            raise AssertionError("it ran")
+
+    async def all_is_well(pool, workers):
+        calls = [pool.submit(os.getpid) for _ in range(5)]
+        assert os.getpid() not in [await call for call in calls]
+        assert not os.path.exists("refused")
+        assert len(multiprocessing.active_children()) <= workers
+        s = pool.stats()
+        assert s.running == s.lingering == s.queued == 0, s
+"""
+
+
+class TestProcessesOfAnExecutor:
+    """ProcessPoolExecutor notes a call before it starts a process for it, and then its threads."""
+
+    @pytest.fixture(params=["spawn", "forkserver", "fork"])
+    def run(self, request: Any, run_program: Any, tmp_path: Path) -> Any:
+        if PATCHED and request.param == "fork":
+            pytest.skip("a fork has the greenlets that its executor's threads are")
+
+        def run(source: str) -> None:
+            run_program(NO_PROCESS.format(folder=str(tmp_path), method=request.param), source)
+
+        return run
+
+    @pytest.mark.parametrize("mine", [True, False])
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    def test_no_memory_for_the_first(self, run: Any, mine: bool, after: int) -> None:
+        """Nor, with ``fork``, for the last of those that are all started at once."""
+        run(
+            f"""
+            def make():
+                return ProcessPoolExecutor(3, mp_context=context)
+
+            async def main():
+                executor = make() if {mine} else make
+                pool = ExecutorPool(executor, 3)
+                no_more_memory({after} if method == "fork" else 0)
+                for _ in range(3):
+                    await is_refused(pool, "Cannot allocate memory")
+                    assert multiprocessing.active_children() == []
+                memory_again()
+                await all_is_well(pool, 3)
+                if {mine}:
+                    executor.shutdown()
+            go(main)
+            """
+        )
+
+    @pytest.mark.parametrize("thread", ["_ExecutorManagerThread", "QueueFeederThread"])
+    def test_no_thread_that_feeds_them(self, run: Any, thread: str) -> None:
+        """The processes that were started for the call are not left, and the program ends."""
+        run(
+            f"""
+            async def main():
+                pool = ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=context), 2)
+                no_threads({thread!r})
+                for _ in range(2):
+                    await is_refused(pool, "can't start new thread")
+                    assert multiprocessing.active_children() == []
+                memory_again()
+                await all_is_well(pool, 2)
+            go(main)
+            """
+        )
+
+    def test_no_memory_for_one_more(self, run: Any) -> None:
+        """The call that another process runs goes on. (With ``fork``, all are there by then.)"""
+        run(
+            """
+            async def main():
+                pool = ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=context), 2)
+                held, end = await run_held(pool)
+                no_more_memory()
+                if method == "fork":
+                    assert await pool.submit(len, "four") == 4
+                else:
+                    await is_refused(pool, "Cannot allocate memory")
+                    await is_refused(pool, "Cannot allocate memory")
+                end.close()
+                assert await held == ""
+                memory_again()
+                await all_is_well(pool, 2)
+            go(main)
+            """
+        )
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child came with 3.11")
+    def test_no_memory_for_one_in_place_of_another(self, run: Any) -> None:
+        """Python's manager of them ends by that; the calls that it had fail, and do not wait."""
+        run(
+            """
+            async def main():
+                made = []
+                def make():
+                    made.append(ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1))
+                    return made[-1]
+                pool = ExecutorPool(make, 2)
+                held, end = await run_held(pool)
+                next = pool.submit(os.mkdir, "refused")
+                no_more_memory()
+                end.close()
+                assert await held == ""
+                try:
+                    await next
+                except ExecutorFailed as e:
+                    assert "its manager has failed" in str(e), e
+                    assert "Cannot allocate memory" in str(e), e
+                else:
+                    raise AssertionError("it ran")
+                assert multiprocessing.active_children() == []
+                memory_again()
+                await all_is_well(pool, 1)
+                assert len(made) == 2
+            if method != "fork":  # where Python refuses it
+                go(main)
             """
         )
 

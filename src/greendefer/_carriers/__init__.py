@@ -118,6 +118,10 @@ class WorkItem:
         except IndexError:
             return False
 
+    def offer(self) -> None:
+        """Let somebody else take it."""
+        self._takers.append(True)
+
     @property
     def name(self) -> str:
         return self.job.name

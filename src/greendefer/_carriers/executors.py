@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
+from _queue import Empty
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
@@ -12,7 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
-from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
 from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
@@ -86,19 +87,21 @@ class ExecutorCarrier:
         executor = self._executor
         if executor is None or self._is_broken:
             executor = self._replace(executor)
-        f: Callable[[Any], Any] = run_pickled
+        submit: Callable[[Executor, Any], Future[Any] | None] = _submit_to
         what: Any = item
         if _has_threads(executor):
-            f = _run_item
+            submit = _submit_to_threads
         else:
             what = pickled(item.call)
         try:
-            future = _submit_to(executor, f, what)
+            future = submit(executor, what)
         except BrokenExecutor:
             if not self._can_replace:
                 raise
             executor = self._replace(executor)
-            future = _submit_to(executor, f, what)  # it has never run
+            future = submit(executor, what)  # it has never run
+        if future is None:
+            return
         item.carried_by = future
         self._submitted += 1
         if what is not item:
@@ -178,7 +181,40 @@ class ExecutorCarrier:
             manager.join(ENDING_SECONDS)
 
 
-def _submit_to(executor: Any, f: Callable[[Any], Any], what: Any) -> Future[Any]:
+def _submit_to_threads(executor: Any, item: WorkItem) -> Future[Any] | None:
+    """Submit a call that one of the executor's threads takes, or nobody.
+
+    A ThreadPoolExecutor queues it before it starts a thread, and leaves it there if none can be
+    started (concurrent/futures/thread.py, submit; so does gevent's): a later thread would run it.
+
+    :returns: ``None`` if none could be, but one that was busy has it already, or it was withdrawn.
+    """
+    item.offer()
+    try:
+        future: Future[Any] = executor.submit(_run_item, item)
+    except BaseException:
+        if not item.claim():
+            return None
+        _forget(executor, item)
+        raise
+    return future
+
+
+def _forget(executor: Any, item: WorkItem) -> None:
+    """Take what nobody runs out of a ThreadPoolExecutor's queue. A thread that finds it there
+    counts as idle twice, and a later call has no thread."""
+    queue = executor._work_queue
+    with executor._shutdown_lock:
+        for _ in range(queue.qsize()):
+            try:
+                each = queue.get_nowait()
+            except Empty:  # pragma: no cover - threads take from it, too
+                break
+            if not any(argument is item for argument in getattr(each, "args", ())):
+                queue.put(each)
+
+
+def _submit_to(executor: Any, data: bytes) -> Future[Any]:
     """Submit a call, and see to it that a process pool does not lose it.
 
     submit() of a ProcessPoolExecutor (concurrent/futures/process.py) wakes its manager before it
@@ -189,10 +225,13 @@ def _submit_to(executor: Any, f: Callable[[Any], Any], what: Any) -> Future[Any]
 
     :raises concurrent.futures.BrokenExecutor: it was not taken, and never runs.
     """
-    future: Future[Any] = executor.submit(f, what)
     wakeup = getattr(executor, "_executor_manager_thread_wakeup", None)
     if wakeup is None:  # it is no such pool
+        future: Future[Any] = executor.submit(run_pickled, data)
         return future
+    if not executor._broken:
+        _get_ready(executor)
+    future = executor.submit(run_pickled, data)
     if not executor._broken:
         with executor._shutdown_lock:
             wakeup.wakeup()
@@ -202,6 +241,66 @@ def _submit_to(executor: Any, f: Callable[[Any], Any], what: Any) -> Future[Any]
     if not wait([future], ENDING_SECONDS).done:
         raise BrokenExecutor("it broke as it took the call")
     return future
+
+
+def _get_ready(executor: Any) -> None:
+    """Start the process that a process pool needs for one more call, and its threads.
+
+    submit() would, but after it has noted the call: if the system refuses a process or a thread
+    then, the call is run once there is another. Processes without a manager would be ended by
+    nobody, and a manager that could not be started is not started again.
+    """
+    manager = executor._executor_manager_thread
+    with executor._shutdown_lock:
+        try:
+            if not getattr(executor, "_safe_to_dynamically_spawn_children", True):
+                if manager is None:
+                    executor._launch_processes()
+            elif len(executor._processes) < executor._max_workers:
+                executor._adjust_process_count()
+                executor._idle_worker_semaphore.release()  # it is there for the call to come
+            if manager is None:
+                calls = executor._call_queue
+                with calls._notempty:
+                    calls._start_thread()  # the manager would, and end if it can't
+                executor._start_executor_manager_thread()
+                executor._executor_manager_thread._invoke_excepthook = _manager_failed
+            return
+        except BaseException as e:
+            if manager is not None or not executor._processes:
+                raise
+            manager, executor._executor_manager_thread = executor._executor_manager_thread, None
+            error = e
+    if manager is None:
+        manager = sys.modules[type(executor).__module__]._ExecutorManagerThread(executor)
+    _break(manager, error)
+    raise error
+
+
+def _manager_failed(manager: Any) -> None:
+    """What the manager of a process pool calls, in place of ``threading.excepthook``, when an error
+    ends it: it could start no process in place of one that had run ``max_tasks_per_child`` calls,
+    say. Nobody else would hear of it, and the calls would wait for ever."""
+    error = sys.exc_info()[1]
+    assert error is not None
+    _break(manager, error)
+
+
+def _break(manager: Any, error: BaseException) -> None:
+    """Have a process pool whose manager does not run be broken, as it is when a process dies."""
+    processes = list(manager.processes.values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        _reap(process)
+        process.join(ENDING_SECONDS)
+    for noted in list(manager.pending_work_items.values()):
+        if not noted.future.done():
+            failed = BrokenExecutor(f"its manager has failed: {shown(error)}")
+            failed.__cause__ = error
+            noted.future.set_exception(failed)
+    manager.pending_work_items.clear()
+    manager.terminate_broken(None)
 
 
 def _reap(process: Any) -> None:
@@ -261,11 +360,7 @@ def _another(broken: Any) -> Executor:
     return another
 
 
-def _run_item(item: WorkItem) -> Any:
-    """What the threads of a ThreadPoolExecutor run."""
-    item.begun()
-    result = execute(item)
-    if isinstance(result, Failure):
-        assert result.value is not None
-        raise result.value.with_traceback(result.tb)
-    return result
+def _run_item(item: WorkItem) -> None:
+    """What the threads of a ThreadPoolExecutor run. It tells by itself what came of it."""
+    if item.begin():
+        item.end(execute(item))
