@@ -323,12 +323,14 @@ def test_a_process_pool_that_breaks_as_it_takes_a_call(monkeypatch: pytest.Monke
         def terminate(self) -> None:
             ended.append("a process")
 
-    class Broken:
-        _executor_manager_thread_wakeup = object()
+    class Broken(ProcessPoolExecutor):
+        def __init__(self) -> None:
+            pass
+
         _broken = "A process was terminated abruptly"
         _processes = types.MappingProxyType({1: Process()})
 
-        def submit(self, *args: Any) -> Future[Any]:
+        def submit(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
             return Future()
 
     monkeypatch.setattr(executors, "ENDING_SECONDS", 0.001)

@@ -1,4 +1,4 @@
-"""ExecutorPool on a real cluster: dask.distributed, with worker processes."""
+"""ExecutorPool on other people's executors: a real cluster of dask.distributed's, and loky."""
 
 from __future__ import annotations
 
@@ -78,6 +78,53 @@ def test_on_a_local_cluster(kind: str, run_program: Any) -> None:
             client = Client(cluster)
             pool = greendefer.ExecutorPool(client.get_executor(), 4, name="cluster")
             react(main)
+        """,
+        args=[kind, str(Path(__file__).parent)],
+    )
+
+
+@pytest.mark.skipif(PATCHED, reason="its threads are greenlets that wait for its processes")
+@pytest.mark.parametrize("kind", ["green", "stock"])
+def test_on_loky(kind: str, run_program: Any) -> None:
+    """A ProcessPoolExecutor by its name, and not inside."""
+    pytest.importorskip("loky")
+    run_program(
+        """
+        import sys
+        import greendefer
+        if sys.argv[1] == "green":
+            greendefer.install()
+        sys.path.insert(0, sys.argv[2])
+        import anywhere_calls as calls
+        import os, time
+        from loky import ProcessPoolExecutor
+        from twisted.internet.defer import gatherResults
+        from twisted.internet.task import react
+
+        async def main(reactor):
+            mine = ProcessPoolExecutor(2)
+            for executor in mine, lambda: ProcessPoolExecutor(2):
+                pool = greendefer.ExecutorPool(executor, 2)
+                pids = set(await gatherResults([pool.submit(calls.process_id) for _ in range(9)]))
+                assert os.getpid() not in pids, pids
+                try:
+                    await pool.submit(calls.raises)
+                except KeyError as e:
+                    assert "from the call" in str(e)
+                else:
+                    raise AssertionError
+                try:
+                    await pool.submit(calls.dies)
+                except greendefer.ExecutorFailed as e:
+                    assert "a worker of" in str(e), e
+                else:
+                    raise AssertionError
+            mine.shutdown()
+            assert await pool.submit(len, "four") == 4
+            left = pool.submit(time.sleep, 3600)  # which ends with the reactor
+            left.addErrback(lambda failure: print(failure.type.__name__))
+
+        react(main)
         """,
         args=[kind, str(Path(__file__).parent)],
     )

@@ -113,7 +113,7 @@ class ExecutorCarrier:
 
     @property
     def _can_replace(self) -> bool:
-        return self._make is not None or _is_process_pool(self._executor)
+        return self._make is not None or _is_process_pool(type(self._executor))
 
     def _replace(self, old: Executor | None) -> Executor:
         """Have an executor, or another in place of one that is broken."""
@@ -169,7 +169,10 @@ class ExecutorCarrier:
         processes: dict[int, Any] = getattr(executor, "_processes", None) or {}
         running = list(processes.values()) if self._submitted else []
         manager = getattr(executor, "_executor_manager_thread", None)
-        executor.shutdown(wait=False, cancel_futures=True)
+        try:
+            executor.shutdown(wait=False, cancel_futures=True)
+        except TypeError:  # loky's has no such argument
+            executor.shutdown(wait=False)
         for process in running:
             process.terminate()
         if monkey.is_module_patched("threading"):
@@ -225,8 +228,7 @@ def _submit_to(executor: Any, data: bytes) -> Future[Any]:
 
     :raises concurrent.futures.BrokenExecutor: it was not taken, and never runs.
     """
-    wakeup = getattr(executor, "_executor_manager_thread_wakeup", None)
-    if wakeup is None:  # it is no such pool
+    if not any(map(_is_process_pool, type(executor).__mro__)):
         future: Future[Any] = executor.submit(run_pickled, data)
         return future
     if not executor._broken:
@@ -234,7 +236,7 @@ def _submit_to(executor: Any, data: bytes) -> Future[Any]:
     future = executor.submit(run_pickled, data)
     if not executor._broken:
         with executor._shutdown_lock:
-            wakeup.wakeup()
+            executor._executor_manager_thread_wakeup.wakeup()
         return future
     for process in list((executor._processes or {}).values()):
         process.terminate()
@@ -338,8 +340,7 @@ def _has_threads(executor: Executor) -> bool:
     )
 
 
-def _is_process_pool(executor: Executor | None) -> bool:
-    cls = type(executor)
+def _is_process_pool(cls: type) -> bool:
     return cls.__name__ == "ProcessPoolExecutor" and cls.__module__ == "concurrent.futures.process"
 
 
