@@ -57,8 +57,8 @@ LIMITED = """
 
 @pytest.fixture
 def run_limited(run_program: Any) -> Any:
-    def run(source: str, kind: str = "native") -> Any:
-        return run_program(LIMITED.format(kind=kind), source)
+    def run(*parts: str, kind: str = "native") -> Any:
+        return run_program(LIMITED.format(kind=kind), *parts)
 
     return run
 
@@ -92,7 +92,7 @@ def test_no_descriptors_left(kind: str, run_limited: Any) -> None:
             assert await greendefer.defer_to_greenlet(one_more) == b"x"
         go(main)
         """,
-        kind,
+        kind=kind,
     )
 
 
@@ -173,6 +173,113 @@ def test_a_full_disk_under_the_log(run_limited: Any) -> None:
             assert (stats.completed, stats.failed, stats.cancelled) == (2, 2, 1), stats
         go(main)
         """
+    )
+
+
+FULL = """
+    import gc, io, logging, sys
+    from gevent import monkey
+    from greendefer import instrumentation
+    from twisted.internet.defer import Deferred
+    from twisted.logger import STDLibLogObserver, globalLogBeginner
+    from twisted.python import log, logfile
+
+    lost = []
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    class Stream(io.FileIO):
+        def write(self, data):
+            try:
+                return super().write(data)
+            except OSError as e:
+                lost.append(e.errno)
+                raise
+
+    def swallow():
+        try:
+            gevent.sleep(3600)
+        except BaseException:
+            return "late"
+
+    def fails(*args, **kwargs):
+        raise ZeroDivisionError("x" * 10_000)  # more than a buffer keeps
+
+    class BadHook:
+        def submitted(self, *args, **kwargs):
+            os.write(full, b"a record of its own")
+
+        started = ended = rejected = submitted
+
+    async def use(pool):
+        # All that somebody is told of, and nobody waits for.
+        killed = pool.submit(swallow)
+        await pool.submit(gevent.sleep, 0)
+        killed.addErrback(lambda failure: None).cancel()  # is warned of
+        inner = Deferred(fails)
+        waits = pool.submit(lambda: inner)
+        await pool.submit(gevent.sleep, 0)
+        waits.addErrback(lambda failure: None).cancel()  # its canceller fails
+        pool.submit(fails)  # "Unhandled error in Deferred"
+        reactor.callInGreenlet(fails)
+        reactor.callLater(0, fails)
+        reactor.callFromThread(fails)
+        if sink != "logging" or not monkey.is_module_patched("threading"):
+            reactor.callInThread(fails)  # (else the handlers' locks are gevent's)
+        gevent.spawn(fails)  # gevent writes to stderr
+        gevent.get_hub().loop.run_callback(fails)
+
+    async def main():
+        stderr = os.dup(2)
+        os.dup2(full, 2)
+        try:
+            instrumentation.set_hooks([instrumentation.LoggingHook(), BadHook()])
+            pool, threads = greendefer.GreenPool(3), greendefer.NativeThreadPool(1)
+            for n in range(20):
+                await use(pool)
+                assert await pool.submit(echo, one) == b"x"
+                assert await threads.submit(len, "four") == 4
+                e = await error_of(pool.submit(print, "said", file=sys.stderr))
+                assert e is None if sink == "a log file" else e.errno == errno.ENOSPC
+            await pool.close()
+            gc.collect()
+            stats = pool.stats()
+            instrumentation.set_hooks([])
+        finally:
+            os.dup2(stderr, 2)
+        said = "completed" if sink == "a log file" else "failed"
+        ends = dict.fromkeys(["completed", "failed", "cancelled"], 0)
+        ends.update(completed=60, failed=20, cancelled=40)
+        ends[said] += 20
+        assert {end: getattr(stats, end) for end in ends} == ends, stats
+        assert stats.running == stats.lingering == stats.queued == 0, stats
+        assert set(lost) == (set() if sink == "stderr" else {errno.ENOSPC})
+"""
+
+
+@pytest.mark.parametrize("kind", ["native", "asyncio"])
+@pytest.mark.parametrize("sink", ["logging", "a log file", "stderr"])
+def test_a_full_disk(sink: str, kind: str, run_limited: Any, tmp_path: Path) -> None:
+    """What is told is lost, and a call that writes there itself has the error; all others go on,
+    and so does the reactor. Standard error is full, too: that is where those go that can't log."""
+    run_limited(
+        f"sink = {sink!r}\n",
+        FULL,
+        f"""
+        one = gevent.socket.create_connection(("127.0.0.1", port))
+        if sink == "logging":
+            stream = io.TextIOWrapper(Stream(full, "w", closefd=False), write_through=True)
+            logging.basicConfig(stream=stream, level=logging.DEBUG)
+            globalLogBeginner.beginLoggingTo([STDLibLogObserver()], redirectStandardIO=False)
+        elif sink == "a log file":
+            class LogFile(logfile.LogFile):
+                def _openFile(self):
+                    super()._openFile()
+                    self._file.close()
+                    self._file = Stream(full, "w", closefd=False)
+            log.startLogging(LogFile("log", {str(tmp_path)!r}))
+        go(main)
+        """,
+        kind=kind,
     )
 
 
@@ -654,9 +761,95 @@ def test_a_wall_clock_that_jumps(by: float, run_program: Any) -> None:
     )
 
 
+INSTALL = {
+    "native": "greendefer.install()",
+    "asyncio": "greendefer.install('asyncio')",
+    "stock select": "from twisted.internet import selectreactor; selectreactor.install()",
+    "stock asyncio": "from twisted.internet import asyncioreactor; asyncioreactor.install()",
+}
+
+
+@pytest.mark.parametrize("by", [-7200.0, 86400.0])
+@pytest.mark.parametrize("kind", INSTALL)
+def test_a_wall_clock_that_jumps_under_all_pools(
+    kind: str, by: float, run_program: Any, tmp_path: Path
+) -> None:
+    """Executors and native threads too, and on reactors that are not green: calls made before it
+    and after it are out of time when they should be, in the queue and while they run."""
+    run_program(
+        f"""
+        import time
+        real, jump = time.time, 0.0
+        time.time = lambda: real() + jump
+        import greendefer
+        {INSTALL[kind]}
+        """,
+        f"""
+        import gevent, multiprocessing, os, threading
+        from _queue import SimpleQueue
+        from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+        from pathlib import Path
+        from gevent import monkey
+        from greendefer import ExecutorPool, GreenPool, NativeThreadPool, Timeouts, green_deferred
+        from twisted.internet.defer import CancelledError
+
+        os.chdir({str(tmp_path)!r})
+        os.mkfifo("held")
+        held, event = SimpleQueue(), threading.Event()
+        executor = ThreadPoolExecutor(2)
+        spawn = multiprocessing.get_context("spawn")
+        pools = [(GreenPool(2), gevent.sleep, 3600), (NativeThreadPool(2), held.get)]
+        if not {kind!r}.startswith("stock") or not monkey.is_module_patched("threading"):
+            # (Else the executors' own threads are greenlets of a hub that does not run.)
+            pools += [
+                (ExecutorPool(executor, 2), event.wait),
+                (ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=spawn), 2),
+                 Path.read_text, Path("held")),
+            ]
+
+        def on(pool, timeout, f, *args):
+            return green_deferred(pool=pool, timeout=timeout)(f)(*args)
+
+        async def expires(d):
+            try:
+                await d
+            except greendefer.CallTimeout:
+                return
+            raise AssertionError("it has ended")
+
+        async def main():
+            global jump
+            long, short = [], []
+            for pool in pools:
+                long.append(on(pool[0], 3600, *pool[1:]))
+                short.append(on(pool[0], Timeouts(running=0.05), *pool[1:]))
+                short.append(on(pool[0], 0.05, *pool[1:]))
+            jump = {by}
+            for d in short:
+                await expires(d)
+            for pool in pools:
+                await expires(on(pool[0], 0.05, *pool[1:]))
+            for d in long:
+                d.cancel()
+                try:
+                    await d
+                except CancelledError:
+                    pass
+                else:
+                    raise AssertionError("it has ended")
+            for _ in range(10):
+                held.put(None)
+            event.set()
+        go(main)
+        executor.shutdown()
+        """,
+    )
+
+
 def test_our_clock_is_monotonic() -> None:
     from greendefer import _bridge, _crossing, _deadlines, _holdups, _runtime
+    from greendefer._carriers import executors, greenlets
 
-    for module in _bridge, _crossing, _deadlines, _runtime, _holdups:
+    for module in _bridge, _crossing, _deadlines, _runtime, _holdups, executors, greenlets:
         assert module.monotonic is time.monotonic  # type: ignore[attr-defined]
     assert _runtime.Runtime.now is time.monotonic
