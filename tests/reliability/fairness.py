@@ -127,18 +127,67 @@ def timeouts() -> Any:
 
 
 def later_calls() -> Any:
-    """20,000 of the reactor's own timers, due at once: Twisted calls all of them in one turn."""
+    """100,000 of the reactor's own timers, due at once: Twisted calls all of them in one turn."""
     done: Deferred[None] = Deferred()
-    left = [20_000]
+    left = [100_000]
 
     def due() -> None:
         left[0] -= 1
         if not left[0]:
             done.callback(None)
 
+    at = reactor.seconds() + 2  # none of them is due before all are made
     for _ in range(left[0]):
-        reactor.callLater(1, due)
-    return done
+        reactor.callLater(max(0.0, at - reactor.seconds()), due)
+    return done.addCallback(lambda _: deferLater(reactor, 0.1))
+
+
+def hub_timers() -> Any:
+    """100,000 of gevent's timers, due at once: libev calls all of them in one round."""
+    done: Deferred[None] = Deferred()
+    loop = gevent.get_hub().loop
+    timers: list[Any] = []
+    left = [100_000]
+    at = time.monotonic() + 4
+
+    def due() -> None:
+        left[0] -= 1
+        if not left[0]:
+            done.callback(None)
+
+    @inlineCallbacks  # type: ignore[arg-type]
+    def make() -> Generator[Any, Any, Any]:
+        while len(timers) < left[0]:
+            for _ in range(100):
+                timers.append(loop.timer(max(0.0, at - time.monotonic())))
+                timers[-1].start(due, update=True)
+            yield deferLater(reactor, 0)
+        yield done
+        yield deferLater(reactor, 0.1)
+        for timer in timers:
+            timer.close()
+
+    return make()
+
+
+def sleepers() -> Any:
+    """100,000 calls that sleep, all until the same time."""
+    pool = GreenPool(100_000)
+    at = time.monotonic() + 8
+    calls: list[Any] = []
+
+    def sleep() -> None:
+        gevent.sleep(max(0.0, at - time.monotonic()))
+
+    @inlineCallbacks  # type: ignore[arg-type]
+    def make() -> Generator[Any, Any, Any]:
+        while len(calls) < 100_000:
+            calls.extend(pool.submit(sleep) for _ in range(100))
+            yield deferLater(reactor, 0)
+        while pool.stats().running:
+            yield deferLater(reactor, 0.01)
+
+    return make()
 
 
 def storm() -> Any:
@@ -165,7 +214,7 @@ def storm() -> Any:
     return ended.addCallback(all_called)
 
 
-LOADS = (ready_at_once, giving_way, timeouts, later_calls, storm)
+LOADS = (ready_at_once, giving_way, timeouts, later_calls, hub_timers, sleepers, storm)
 
 
 @inlineCallbacks  # type: ignore[arg-type]
