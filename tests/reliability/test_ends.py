@@ -295,6 +295,40 @@ def test_the_grace_is_given(run_program: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("again", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_changes_nothing(again: str, run_program: Any) -> None:
+    """While ``finally`` blocks run: Twisted logs that it has been told, and they run on."""
+    done = run_program(
+        IN_FLIGHT,
+        f"""
+        greendefer.install()
+        from twisted.internet import reactor
+
+        def end_again():
+            try:
+                gevent.sleep(3600)
+            finally:
+                os.kill(os.getpid(), signal.{again})
+
+        def main():
+            greendefer.defer_to_greenlet(end_again).addErrback(lambda failure: None)
+            submit()
+            gevent.spawn(end)
+
+        def end():
+            until_they_block()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        reactor.callWhenRunning(main)
+        reactor.run()
+        print(counts, reactor._exitSignal == signal.{again})
+        """,
+    )
+    assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500} True\n", done.stderr
+    assert "ReactorNotRunning" in done.stderr
+    assert done.stderr.count("Traceback") == 1
+
+
 def test_who_will_not_end_is_left(run_program: Any) -> None:
     """A call that swallows its kill, and a ``finally`` block that waits for ever."""
     done = run_program(
