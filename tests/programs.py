@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gevent
 from gevent import monkey
 
 PATCHED = monkey.is_module_patched("socket")
 """Whether these tests are patched; then their programs are, too."""
 PATCH = "from gevent import monkey; monkey.patch_all()\n" if PATCHED else ""
+ON_LIBUV = gevent.config.loop.__module__.startswith("gevent.libuv")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LIMIT = 120
 """Seconds after which a program is killed: one that hangs is, and a slow one is not."""

@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gevent
 import pytest
-from programs import PATCH, PATCHED, run_twistd
+from programs import ON_LIBUV, PATCH, PATCHED, run_twistd
 
 KINDS = ["native", "poll", "select", "asyncio"]
 
@@ -544,7 +543,7 @@ class TestRun:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells")
 @pytest.mark.skipif(
-    gevent.config.loop.__module__.startswith("gevent.libuv"),
+    ON_LIBUV,
     reason="gevent's libuv loop wakes every 300 ms by itself, to look for signals",
 )
 @pytest.mark.parametrize("kind", KINDS)

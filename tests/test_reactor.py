@@ -17,6 +17,7 @@ import gevent.socket
 import pytest
 from gevent import monkey
 from gevent.event import Event
+from programs import ON_LIBUV
 from twisted.internet import error
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.python import context
@@ -247,7 +248,7 @@ class TestFairness:
         assert turns["greenlet"] / (turns["timer"] + turns["io"]) < 100 * 50
 
     @pytest.mark.skipif(
-        gevent.config.loop.__module__.startswith("gevent.libuv"),
+        ON_LIBUV,
         reason="libuv has no priorities: see docs/limits.md",
     )
     def test_greenlets_that_one_poll_found_ready_let_the_reactor_in(
