@@ -181,7 +181,8 @@ def main(bench: Bench) -> None:
                     Side("stock asyncio", function, "stock-asyncio", options=options),
                     Side("asyncio", function, "green-asyncio", options=options),
                     Side("asyncio, patched", function, "green-asyncio", True, options),
-                ]
+                ],
+                rounds=61 if connections == 1 else 21,
             )
             what = f"echo, {connections} connection{'s' * (connections > 1)}{where}"
             for ours, theirs, at_least in (

@@ -31,7 +31,7 @@ def main(bench: Bench) -> None:
             Side(theirs, "imports", options={"modules": NEEDED}, env=env),
         ]
         bench.measure(sides, rounds=1, fresh=True)
-        samples = bench.measure(sides, rounds=21, fresh=True)
+        samples = bench.measure(sides, rounds=101, fresh=True)
     bench.row("import greendefer", samples, "greendefer", theirs, "ms", "ms", at_most=1.1)
 
 
