@@ -645,7 +645,8 @@ class TestWorkersThatDieAsOthersStart:
                         await task.deferLater(reactor, 0.01)
                     first = pool.submit(signal.raise_signal, signal.SIGKILL)
                     popen_spawn_posix.Popen._launch = launch_late
-                    assert await fails(pool.submit(len, "fives"))
+                    # It fails; or it runs on another executor, if this one was broken by then.
+                    await fails(pool.submit(len, "fives"))
                     assert await fails(first)
 
                 go(main)

@@ -233,16 +233,24 @@ def _submit_to(executor: Any, data: bytes) -> Future[Any]:
         return future
     if not executor._broken:
         _get_ready(executor)
-    future = executor.submit(run_pickled, data)
+    try:
+        future = executor.submit(run_pickled, data)
+    except BrokenExecutor:  # since just now, it may be
+        _terminate_all(executor)
+        raise
     if not executor._broken:
         with executor._shutdown_lock:
             executor._executor_manager_thread_wakeup.wakeup()
         return future
-    for process in list((executor._processes or {}).values()):
-        process.terminate()
+    _terminate_all(executor)
     if not wait([future], ENDING_SECONDS).done:
         raise BrokenExecutor("it broke as it took the call")
     return future
+
+
+def _terminate_all(executor: Any) -> None:
+    for process in list((executor._processes or {}).values()):
+        process.terminate()
 
 
 def _get_ready(executor: Any) -> None:
