@@ -711,9 +711,9 @@ class TestTimeouts:
 
         async def main() -> list[int]:
             got = []
-            async for item in over(source, pool, prefetch=prefetch, timeout=0.2):
+            async for item in over(source, pool, prefetch=prefetch, timeout=0.5):
                 got.append(item)
-                await green_deferred(gevent.sleep)(0.1)
+                await green_deferred(gevent.sleep)(0.2)
             return got
 
         assert in_reactor(main) == [0, 1, 2]
@@ -727,14 +727,14 @@ class TestTimeouts:
         got: list[int] = []
 
         async def main() -> None:
-            it = over(source, pool, prefetch=prefetch, timeout=Timeouts(**{limit: 0.02}))
+            it = over(source, pool, prefetch=prefetch, timeout=Timeouts(**{limit: 0.5}))
             try:
                 await collect_into(got, it)
             finally:
                 assert await collect(it) == []
                 assert source.closed == 1
 
-        with pytest.raises(CallTimeout, match=r"0\.02"):
+        with pytest.raises(CallTimeout, match=r"0\.5"):
             in_reactor(main)
         assert got == [0, 1]
 
@@ -744,7 +744,7 @@ class TestTimeouts:
         source.blocks_at = 1
 
         async def main() -> None:
-            options = Timeouts(total=0.02, on_expiry="abandon")
+            options = Timeouts(total=0.5, on_expiry="abandon")
             it = over(source, pool, timeout=options)
             await it.__anext__()
             with pytest.raises(CallTimeout):
@@ -772,8 +772,8 @@ class TestTimeouts:
     def test_the_queue_is_not_running_time(self, gate: Any, in_reactor: Any, reactor: Any) -> None:
         pool = GreenPool(1)
         blocker = pool.submit(gate)
-        reactor.callFromThread(reactor.callLater, 0.1, gate.opened.set)
-        it = over(Source(2, pause=False), pool, timeout=Timeouts(running=0.05))
+        reactor.callFromThread(reactor.callLater, 0.7, gate.opened.set)
+        it = over(Source(2, pause=False), pool, timeout=Timeouts(running=0.5))
         assert in_reactor(collect, it) == [0, 1]
         wait_for_deferred(blocker)
 
