@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from programs import ON_LIBUV
 
 from greendefer._holdups import HoldupWatch
 from greendefer.instrumentation import warn_of_holdups
@@ -169,8 +170,10 @@ HELD = (
 
 
 def test_a_hub_that_is_left_while_it_is_held(run_program: Any) -> None:
-    """Nobody waits for what will never be answered, and there is nothing to warn of."""
+    """Nobody waits for what will never be answered, and there is nothing to warn of. (On libuv,
+    gevent calls what is there to be called as it destroys a hub, and so it is answered.)"""
     run_program(
+        f"on_libuv = {ON_LIBUV}",
         HELD
         + """
     watch.wake()
@@ -181,8 +184,8 @@ def test_a_hub_that_is_left_while_it_is_held(run_program: Any) -> None:
         lambda: greendefer.defer_to_greenlet(len, "").addBoth(crash))
     reactor.run()
     assert reactor.cooperative_wait.onlooker is not watch
-    assert not [each for each in warnings if "held" in each], warnings
-    """
+    assert on_libuv or not [each for each in warnings if "held" in each], warnings
+    """,
     )
 
 
