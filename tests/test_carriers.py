@@ -314,10 +314,13 @@ def test_a_thread_that_has_ended_leaves_no_hub(use: Callable[[], object]) -> Non
     assert [hub() for hub in hubs] == [None]
 
 
-def test_a_process_pool_that_breaks_as_it_takes_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its manager ended before it saw the call, which nobody will run; what it had just started is
-    ended."""
+@pytest.mark.parametrize("found", ["before", "meanwhile", "not yet"])
+def test_a_process_pool_that_breaks_as_it_takes_a_call(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manager ended before it saw the call, or failed it; what was just started is ended."""
     ended: list[str] = []
+    future: Future[Any] = Future()
 
     class Process:
         def terminate(self) -> None:
@@ -331,9 +334,16 @@ def test_a_process_pool_that_breaks_as_it_takes_a_call(monkeypatch: pytest.Monke
         _processes = types.MappingProxyType({1: Process()})
 
         def submit(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
-            return Future()
+            if found == "before":
+                raise BrokenExecutor(self._broken)
+            if found == "meanwhile":
+                future.set_exception(BrokenExecutor(self._broken))
+            return future
 
     monkeypatch.setattr(executors, "ENDING_SECONDS", 0.001)
-    with pytest.raises(BrokenExecutor, match="as it took the call"):
-        executors._submit_to(Broken(), b"")
+    if found == "meanwhile":
+        assert executors._submit_to(Broken(), b"") is future
+    else:
+        with pytest.raises(BrokenExecutor, match="terminated" if found == "before" else "as it"):
+            executors._submit_to(Broken(), b"")
     assert ended == ["a process"]

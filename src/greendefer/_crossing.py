@@ -131,11 +131,9 @@ class _Crossing:
     # In the reactor's thread.
 
     def _start(self) -> None:
-        if self._over:
-            return
-        if self._not_at_end is not None:
+        if self._not_at_end is not None and not self._over:
             self._not_at_end()
-        if self._given_up:
+        if self._over or self._given_up:
             return
         self._runtime = runtime = runtime_here()
         runtime.waits.add(self)

@@ -62,7 +62,7 @@ def add_first_trigger(reactor: Any, phase: str, f: Callable[[], object]) -> Call
     """Have a reactor call `f` as the first of all in that phase of its shutdown; as the last one,
     if it is not of Twisted's usual kind. For any thread.
 
-    :returns: what takes it back, in the reactor's thread.
+    :returns: what takes it back, in the reactor's thread, unless it was called.
     """
     # twisted.internet.base, _ThreePhaseEvent
     event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
@@ -72,12 +72,7 @@ def add_first_trigger(reactor: Any, phase: str, f: Callable[[], object]) -> Call
     triggers: list[Any] = getattr(event, phase)
     entry: tuple[Any, ...] = (f, (), {})
     triggers.insert(0, entry)
-
-    def take_back() -> None:
-        if entry in triggers:
-            triggers.remove(entry)
-
-    return take_back
+    return lambda: triggers.remove(entry)
 
 
 class Shutdown:

@@ -412,6 +412,28 @@ class TestThreadsOfAnExecutor:
         assert stats(pool).completed == 2
         executor.shutdown()
 
+    def test_what_others_have_queued_there_is_not_lost(
+        self, in_reactor: Any, result: Any, monkeypatch: Any
+    ) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        executor = ThreadPoolExecutor(2)
+        begun, go = threading.Event(), threading.Event()
+        executor.submit(lambda: (begun.set(), go.wait()))
+        begun.wait()
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        ran: list[str] = []
+        with pytest.raises(RuntimeError):
+            executor.submit(ran.append, "theirs")  # it stays there all the same
+        pool = ExecutorPool(executor, 2)
+        refused = result(in_reactor(lambda: [pool.submit(ran.append, "ours")])[0]).get()
+        assert type(refused.value) is ExecutorFailed
+        monkeypatch.undo()
+        go.set()
+        executor.shutdown()
+        assert ran == ["theirs"]
+
 
 NO_PROCESS = """
     import errno, multiprocessing, os, threading
@@ -569,9 +591,11 @@ class TestProcessesOfAnExecutor:
                 def make():
                     made.append(ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1))
                     return made[-1]
-                pool = ExecutorPool(make, 2)
+                pool = ExecutorPool(make, 3)
                 held, end = await run_held(pool)
                 next = pool.submit(os.mkdir, "refused")
+                dropped = pool.submit(os.mkdir, "refused")
+                dropped.addErrback(lambda failure: None).cancel()
                 no_more_memory()
                 end.close()
                 assert await held == ""
