@@ -205,7 +205,8 @@ class TestFairness:
             gevent.sleep(0)
         busy = False
         gevent.joinall(greenlets, timeout=10)
-        assert 1 / 20 <= turns["greenlet"] / turns["reactor"] <= 20
+        # libuv has no priorities, and greenlets may have more of the turns.
+        assert 1 / 20 <= turns["greenlet"] / turns["reactor"] <= (200 if ON_LIBUV else 20)
 
     def test_busy_greenlets_do_not_starve_the_reactor(self, reactor: Any) -> None:
         turns = {"timer": 0, "io": 0, "greenlet": 0}
