@@ -44,6 +44,13 @@ GO = """
         if isinstance(result, Failure):
             result.raiseException()
         return result
+
+    # What a Deferred fails with; else what it fires with.
+    async def error_of(d):
+        try:
+            return await d
+        except Exception as e:
+            return e
 """
 """What every program of ``run_program`` may use, once its reactor is installed."""
 

@@ -35,24 +35,12 @@ def test_on_a_local_cluster(kind: str, run_program: Any) -> None:
             got = await gatherResults([pool.submit(divmod, n, 7) for n in range(50)])
             assert got == [divmod(n, 7) for n in range(50)], got
             assert await calls.decorated_on(pool)(20) == 21
-            try:
-                await pool.submit(calls.raises)
-            except KeyError as e:
-                assert "from the call" in str(e)
-            else:
-                raise AssertionError
-            try:
-                await pool.submit(lambda: 1)
-            except greendefer.GreendeferError as e:
-                assert "can't be sent" in str(e), e
-            else:
-                raise AssertionError
-            try:
-                await pool.submit(calls.dies)
-            except Exception as e:
-                print(type(e).__name__)
-            else:
-                raise AssertionError
+            e = await error_of(pool.submit(calls.raises))
+            assert isinstance(e, KeyError) and "from the call" in str(e), e
+            e = await error_of(pool.submit(lambda: 1))
+            assert isinstance(e, greendefer.GreendeferError) and "can't be sent" in str(e), e
+            e = await error_of(pool.submit(calls.dies))
+            assert isinstance(e, Exception), e
             assert await pool.submit(len, "four") == 4
             d = pool.submit(len, "")
             d.cancel()
@@ -62,12 +50,8 @@ def test_on_a_local_cluster(kind: str, run_program: Any) -> None:
                 pass
             client.close()
             cluster.close()
-            try:
-                await pool.submit(len, "")
-            except greendefer.GreendeferError as e:
-                print(type(e).__name__)
-            else:
-                raise AssertionError
+            e = await error_of(pool.submit(len, ""))
+            assert isinstance(e, greendefer.GreendeferError), e
             s = pool.stats()
             assert s.submitted == s.completed + s.failed + s.cancelled, s
 
@@ -107,18 +91,10 @@ def test_on_loky(kind: str, run_program: Any) -> None:
                 pool = greendefer.ExecutorPool(executor, 2)
                 pids = set(await gatherResults([pool.submit(calls.process_id) for _ in range(9)]))
                 assert os.getpid() not in pids, pids
-                try:
-                    await pool.submit(calls.raises)
-                except KeyError as e:
-                    assert "from the call" in str(e)
-                else:
-                    raise AssertionError
-                try:
-                    await pool.submit(calls.dies)
-                except greendefer.ExecutorFailed as e:
-                    assert "a worker of" in str(e), e
-                else:
-                    raise AssertionError
+                e = await error_of(pool.submit(calls.raises))
+                assert isinstance(e, KeyError) and "from the call" in str(e), e
+                e = await error_of(pool.submit(calls.dies))
+                assert isinstance(e, greendefer.ExecutorFailed) and "a worker of" in str(e), e
             mine.shutdown()
             assert await pool.submit(len, "four") == 4
             left = pool.submit(time.sleep, 3600)  # which ends with the reactor

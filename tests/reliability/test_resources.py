@@ -46,12 +46,6 @@ LIMITED = """
         return echo(connection)
 
     kept = []
-
-    async def error_of(d):
-        try:
-            return await d
-        except Exception as e:
-            return e
 """
 
 
@@ -283,12 +277,14 @@ def test_a_full_disk(sink: str, kind: str, run_limited: Any, tmp_path: Path) -> 
     )
 
 
+def refuse(*args: Any, **kwargs: Any) -> None:
+    """What starts a thread, where the system has none."""
+    raise RuntimeError("can't start new thread")
+
+
 class TestThreadsThatCannotStart:
     @pytest.fixture
     def no_threads(self, monkeypatch: Any) -> None:
-        def refuse(*args: Any, **kwargs: Any) -> None:
-            raise RuntimeError("can't start new thread")
-
         if PATCHED:
             monkeypatch.setattr(native, "_start", refuse)
         else:
@@ -360,9 +356,6 @@ class TestThreadsOfAnExecutor:
     def test_a_call_that_is_refused_never_runs(
         self, in_reactor: Any, result: Any, stats: Any, monkeypatch: Any
     ) -> None:
-        def refuse(thread: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
         executor = ThreadPoolExecutor(2)
         pool = ExecutorPool(executor, 2)
         ran: list[int] = []
@@ -415,9 +408,6 @@ class TestThreadsOfAnExecutor:
     def test_what_others_have_queued_there_is_not_lost(
         self, in_reactor: Any, result: Any, monkeypatch: Any
     ) -> None:
-        def refuse(thread: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
         executor = ThreadPoolExecutor(2)
         begun, go = threading.Event(), threading.Event()
         executor.submit(lambda: (begun.set(), go.wait()))
@@ -489,12 +479,9 @@ NO_PROCESS = """
         return call, await greendefer.NativeThreadPool(1).submit(open, "held", "w")
 
     async def is_refused(pool, why):
-        try:
-            await pool.submit(os.mkdir, "refused")
-        except ExecutorFailed as e:
-            assert "refused it" in str(e) and why in str(e.__cause__), (e, e.__cause__)
-        else:
-            raise AssertionError("it ran")
+        e = await error_of(pool.submit(os.mkdir, "refused"))
+        assert type(e) is ExecutorFailed, e
+        assert "refused it" in str(e) and why in str(e.__cause__), (e, e.__cause__)
 
     async def all_is_well(pool, workers):
         calls = [pool.submit(os.getpid) for _ in range(5)]
@@ -545,11 +532,15 @@ class TestProcessesOfAnExecutor:
 
     @pytest.mark.parametrize("thread", ["_ExecutorManagerThread", "QueueFeederThread"])
     def test_no_thread_that_feeds_them(self, run: Any, thread: str) -> None:
-        """The processes that were started for the call are not left, and the program ends."""
+        """The processes that were started for the call are not left, and the program ends. This
+        executor is a class of the program's own."""
         run(
             f"""
+            class Derived(ProcessPoolExecutor):
+                pass
+
             async def main():
-                pool = ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=context), 2)
+                pool = ExecutorPool(lambda: Derived(2, mp_context=context), 2)
                 no_threads({thread!r})
                 for _ in range(2):
                     await is_refused(pool, "can't start new thread")
@@ -599,13 +590,10 @@ class TestProcessesOfAnExecutor:
                 no_more_memory()
                 end.close()
                 assert await held == ""
-                try:
-                    await next
-                except ExecutorFailed as e:
-                    assert "its manager has failed" in str(e), e
-                    assert "Cannot allocate memory" in str(e), e
-                else:
-                    raise AssertionError("it ran")
+                e = await error_of(next)
+                assert type(e) is ExecutorFailed, e
+                assert "its manager has failed" in str(e), e
+                assert "Cannot allocate memory" in str(e), e
                 assert multiprocessing.active_children() == []
                 memory_again()
                 await all_is_well(pool, 1)
@@ -835,11 +823,7 @@ def test_a_wall_clock_that_jumps_under_all_pools(
             return green_deferred(pool=pool, timeout=timeout)(f)(*args)
 
         async def expires(d):
-            try:
-                await d
-            except greendefer.CallTimeout:
-                return
-            raise AssertionError("it has ended")
+            assert type(e := await error_of(d)) is greendefer.CallTimeout, e
 
         async def main():
             global jump
@@ -855,12 +839,7 @@ def test_a_wall_clock_that_jumps_under_all_pools(
                 await expires(on(pool[0], 0.05, *pool[1:]))
             for d in long:
                 d.cancel()
-                try:
-                    await d
-                except CancelledError:
-                    pass
-                else:
-                    raise AssertionError("it has ended")
+                assert type(e := await error_of(d)) is CancelledError, e
             for _ in range(10):
                 held.put(None)
             event.set()

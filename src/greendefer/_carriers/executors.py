@@ -166,8 +166,7 @@ class ExecutorCarrier:
             return
         # Python waits for these processes when it exits (concurrent.futures.process, _python_exit).
         # What they still run has had its grace.
-        processes: dict[int, Any] = getattr(executor, "_processes", None) or {}
-        running = list(processes.values()) if self._submitted else []
+        running = _processes_of(executor) if self._submitted else []
         manager = getattr(executor, "_executor_manager_thread", None)
         try:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -249,8 +248,12 @@ def _submit_to(executor: Any, data: bytes) -> Future[Any]:
 
 
 def _terminate_all(executor: Any) -> None:
-    for process in list((executor._processes or {}).values()):
+    for process in _processes_of(executor):
         process.terminate()
+
+
+def _processes_of(executor: Any) -> list[Any]:
+    return list((getattr(executor, "_processes", None) or {}).values())
 
 
 def _get_ready(executor: Any) -> None:
@@ -282,7 +285,7 @@ def _get_ready(executor: Any) -> None:
             manager, executor._executor_manager_thread = executor._executor_manager_thread, None
             error = e
     if manager is None:
-        manager = sys.modules[type(executor).__module__]._ExecutorManagerThread(executor)
+        manager = sys.modules["concurrent.futures.process"]._ExecutorManagerThread(executor)
     _break(manager, error)
     raise error
 
