@@ -12,6 +12,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 from gevent.lock import Semaphore
+from twisted.internet.error import ReactorNotRunning
 
 from ._carriers.native import allocate_lock
 from ._errors import GreendeferError
@@ -119,8 +120,6 @@ class _Ending:
             self._runs.acquire(True, left)
 
     def _stop(self) -> None:
-        from twisted.internet.error import ReactorNotRunning
-
         try:
             self._reactor.stop()
         except ReactorNotRunning:

@@ -64,8 +64,7 @@ def add_first_trigger(reactor: Any, phase: str, f: Callable[[], object]) -> Call
 
     :returns: what takes it back, in the reactor's thread, unless it was called.
     """
-    # twisted.internet.base, _ThreePhaseEvent
-    event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
+    event = _shutdown_event(reactor)
     if event is None:
         trigger = reactor.addSystemEventTrigger(phase, "shutdown", f)
         return lambda: reactor.removeSystemEventTrigger(trigger)
@@ -73,6 +72,11 @@ def add_first_trigger(reactor: Any, phase: str, f: Callable[[], object]) -> Call
     entry: tuple[Any, ...] = (f, (), {})
     triggers.insert(0, entry)
     return lambda: triggers.remove(entry)
+
+
+def _shutdown_event(reactor: Any) -> Any:
+    """What keeps the triggers of its shutdown: twisted.internet.base, _ThreePhaseEvent; or None."""
+    return getattr(reactor, "_eventTriggers", {}).get("shutdown")
 
 
 class Shutdown:
@@ -90,7 +94,7 @@ class Shutdown:
         # Calls that are made once the reactor was told to stop are those of services that stop.
         # So this goes before the triggers that were registered earlier: what services call while
         # they stop is not cut off with the old ones.
-        event: Any = getattr(reactor, "_eventTriggers", {}).get("shutdown")
+        event = _shutdown_event(reactor)
         if event is not None and event.state == "BASE":
             add_first_trigger(reactor, "before", self._begin)
 
