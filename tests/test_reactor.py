@@ -15,7 +15,6 @@ from typing import Any
 import gevent
 import gevent.socket
 import pytest
-from gevent import monkey
 from gevent.event import Event
 from programs import ON_LIBUV
 from twisted.internet import error
@@ -549,11 +548,11 @@ def test_a_keyboard_interrupt_as_it_is_asked_for_its_prefix() -> None:
     ("has", "kind"), [("epoll", "epoll"), ("kqueue", "kqueue"), ("", "select")]
 )
 def test_the_native_poller(has: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_original(module: str, name: str) -> Any:
+    def original(module: str, name: str) -> Any:
         if name != has:
             raise AttributeError(name)
 
-    monkeypatch.setattr(monkey, "get_original", get_original)
+    monkeypatch.setattr("greendefer._reactor.stock.original", original)
     assert native_kind() == kind
 
 

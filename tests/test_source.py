@@ -97,6 +97,30 @@ def test_names_that_are_imported_when_they_are_asked_for() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=LIMIT)
 
 
+def test_what_is_patched_is_asked_of_gevent_where_a_program_has_its_patcher() -> None:
+    program = """
+        import sys
+        import time
+        import gevent
+
+        before = {name for name in sys.modules if name.startswith("gevent.monkey")}
+        sleep = time.sleep
+        import greendefer
+        from greendefer._patched import is_patched, original, patched_modules
+
+        assert {name for name in sys.modules if name.startswith("gevent.monkey")} == before
+        assert not is_patched("time") and not is_patched("time", "sleep") and not patched_modules()
+        assert original("time", "sleep") is sleep
+
+        from gevent import monkey
+        monkey.patch_time()
+        assert is_patched("time") and is_patched("time", "sleep") and not is_patched("time", "time")
+        assert patched_modules() == {"time"}
+        assert original("time", "sleep") is sleep is not time.sleep
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=LIMIT)
+
+
 def test_the_path_of_a_call() -> None:
     """What docs/principle.md says of it: which files a decorated call goes through, to its end."""
     program = """

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import gevent
-from gevent import monkey
 
 from ._carriers.greenlets import GreenletCarrier
 from ._carriers.helper import HelperCarrier, HelperHub
@@ -21,6 +20,7 @@ from ._carriers.threads import ThreadCarrier
 from ._deadlines import Deadlines, HubTimer, ThreadTimer, Timer
 from ._errors import GreendeferError
 from ._holdups import HoldupWatch
+from ._patched import is_patched
 from ._reactor.installed import has_stopped, installed_reactor, is_reactor_thread, name_of
 from ._reactor.wait import SLICE, get_thread_ident
 from ._twistedcontext import make_greenlet_local
@@ -191,7 +191,7 @@ class GreenRuntime(Runtime):
         return GreenletCarrier(self)
 
     def call_where_it_may_wait(self, f: Callable[[], object]) -> None:
-        if monkey.is_module_patched("threading"):
+        if is_patched("threading"):
             gevent.spawn(f)
         else:
             f()
@@ -216,7 +216,7 @@ class ForeignRuntime(Runtime):
         super().renew_if_forked()
 
     def green_carrier(self) -> CarrierWithWorkers:
-        if not monkey.is_module_patched("socket"):
+        if not is_patched("socket"):
             return ThreadCarrier(self)
         make_greenlet_local()
         if self._helper is None:

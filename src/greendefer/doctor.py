@@ -20,10 +20,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import gevent
-from gevent import monkey
 
 from ._errors import shown
-from ._patched import WAITS, kept_natives
+from ._patched import WAITS, is_patched, kept_natives
 
 Verdict = Literal["ok", "BLOCKS", "note"]
 
@@ -90,7 +89,7 @@ def _report(findings: list[Finding]) -> str:
 
 
 def _patches() -> Finding:
-    patched = [name for name in WAITS if monkey.is_module_patched(name)]
+    patched = [name for name in WAITS if is_patched(name)]
     missing = [name for name in WAITS if name not in patched]
     if not patched:
         says = "Nothing is patched, so whatever waits in the standard library holds the loop."
@@ -135,7 +134,7 @@ def _resolver() -> Finding:
     resolver = gevent.get_hub().resolver
     name = f"{type(resolver).__module__}.{type(resolver).__qualname__}"
     what = "socket.getaddrinfo"
-    if not monkey.is_module_patched("socket"):
+    if not is_patched("socket"):
         return Finding(
             what, "BLOCKS", "Not patched: it holds the loop until the name is known.", PATCH
         )
@@ -150,7 +149,7 @@ def _resolver() -> Finding:
 
 
 def _subprocess() -> Finding:
-    if monkey.is_module_patched("subprocess"):
+    if is_patched("subprocess"):
         return Finding("subprocess", "ok", "Patched: waiting for a child gives way.")
     says = "Not patched: run(), wait() and communicate() hold the loop."
     return Finding("subprocess", "BLOCKS", says, f"{PATCH} Or use gevent.subprocess.")
@@ -168,7 +167,7 @@ def _pure_python() -> Iterator[Finding]:
     for module, package in _PURE_PYTHON.items():
         if _installed(module):
             what = f"{package} {_version(package)}"
-            if monkey.is_module_patched("socket"):
+            if is_patched("socket"):
                 yield Finding(what, "ok", "Pure Python on patched sockets: it gives way.")
             else:
                 says = "It is pure Python on the socket module, which is not patched."
@@ -206,7 +205,7 @@ def _psycopg() -> Iterator[Finding]:
     if waiting is not None:
         what = f"psycopg {_version('psycopg')}"
         connection = importlib.import_module("psycopg").Connection
-        if not monkey.is_module_patched("select"):
+        if not is_patched("select"):
             yield Finding(what, "BLOCKS", "It waits by the select module, not patched.", PATCH)
         elif waiting.wait is getattr(waiting, "wait_c", None):
             says = "It was imported before the patch, and waits in C."

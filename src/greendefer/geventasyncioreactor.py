@@ -19,12 +19,12 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
 
 from ._errors import shown
+from ._patched import original
 from ._reactor.dispatch import call_with_logger
 from ._reactor.green import GreenReactor
 from ._reactor.installed import refuse_if_installed
@@ -35,7 +35,7 @@ from ._reactor.wait import READ, WRITE, CooperativeWait, nothing
 def _stock_selector() -> Any:
     """The class of selectors that Python would choose on this platform, unpatched."""
     name = {"epoll": "EpollSelector", "kqueue": "KqueueSelector"}.get(native_kind())
-    return monkey.get_original("selectors", name or "SelectSelector")
+    return original("selectors", name or "SelectSelector")
 
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
 from twisted.python.reflect import safe_str
 
 from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
+from .._patched import is_patched, original
 from . import WorkItem
 from .native import ENDING_SECONDS, native_sleep
 from .pickling import pickled, run_pickled
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .._runtime import Runtime
 
 
-native_waitpid: Callable[[int, int], tuple[int, int]] = monkey.get_original("os", "waitpid")
+native_waitpid: Callable[[int, int], tuple[int, int]] = original("os", "waitpid")
 
 
 class ExecutorCarrier:
@@ -174,7 +174,7 @@ class ExecutorCarrier:
             executor.shutdown(wait=False)
         for process in running:
             process.terminate()
-        if monkey.is_module_patched("threading"):
+        if is_patched("threading"):
             for process in running:
                 _reap(process)
         elif manager is not None:
@@ -361,10 +361,7 @@ def _another(broken: Any) -> Executor:
     for name in "max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child":
         if hasattr(broken, f"_{name}"):  # pragma: no branch - the last came with Python 3.11
             options[name] = getattr(broken, f"_{name}")
-    if (
-        monkey.is_object_patched("os", "fork")
-        and options["mp_context"].get_start_method() == "fork"
-    ):
+    if is_patched("os", "fork") and options["mp_context"].get_start_method() == "fork":
         # The broken one's threads are greenlets, which are still about to clean up. A fork would
         # have copies of them, that do the same.
         options["mp_context"] = importlib.import_module("multiprocessing").get_context("forkserver")

@@ -13,19 +13,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
+
+from .._patched import is_patched, original
 
 IDLE_SECONDS = 10.0
 """How long a thread waits for more to do before it ends."""
 
-allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
+allocate_lock: Callable[[], Any] = original("_thread", "allocate_lock")
 
-native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+native_sleep: Callable[[float], None] = original("time", "sleep")
 
-_start: Callable[[Callable[[], None], tuple[()]], object] = monkey.get_original(
-    "_thread", "start_new_thread"
-)
+_start: Callable[[Callable[[], None], tuple[()]], object] = original("_thread", "start_new_thread")
 
 
 ENDING_SECONDS = 1.0
@@ -63,7 +62,7 @@ def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
         sys.settrace(threading.gettrace())
         run()
 
-    if monkey.is_module_patched("threading"):
+    if is_patched("threading"):
         _start(run_seen, ())
     else:
         threading.Thread(target=run, name=name, daemon=True).start()

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent.os
-from gevent import monkey
 from twisted.internet import process
 
+from .._patched import is_patched, original
 from .loops import is_destroyed, is_libev
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class ChildExits:
         else:
             # The watcher has just put libev's handler in place. The next one, which will be
             # somebody's who waits for a child through gevent, does so again.
-            handler = monkey.get_original("signal", "getsignal")(signal.SIGCHLD)
-            monkey.get_original("signal", "signal")(signal.SIGCHLD, handler)
+            handler = original("signal", "getsignal")(signal.SIGCHLD)
+            original("signal", "signal")(signal.SIGCHLD, handler)
 
     def spawned(self, pid: int | None) -> None:
         """Twisted has a new child; ``None``: that has ended already."""
@@ -119,7 +119,7 @@ def _tell_twisted(pid: int, status: int) -> None:
 
 def _gevent_waits_for_children() -> bool:
     """Does gevent, or the patched standard library, need libev's SIGCHLD handler?"""
-    return monkey.is_object_patched("os", "fork") or any(
+    return is_patched("os", "fork") or any(
         not isinstance(child, tuple)
         for child in gevent.os._watched_children.values()  # type: ignore[attr-defined]
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
 from twisted.internet.main import installReactor
 
+from .._patched import original
 from .dispatch import call_in, contexts_here
 from .green import GreenReactor
 from .installed import refuse_if_installed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     EPollReactor = stock_module("twisted.internet.epollreactor", "epoll").EPollReactor
 
-epoll: Any = monkey.get_original("select", "epoll")
+epoll: Any = original("select", "epoll")
 
 
 class GreenEPollReactor(GreenReactor, EPollReactor):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
 from twisted.internet import selectreactor
 from twisted.internet.main import installReactor
 
+from .._patched import original
 from .each import WatchesEach
 from .installed import refuse_if_installed
 from .wait import READ, WRITE
 
 if selectreactor._select is not selectreactor.win32select:
     # It asks with a timeout of 0, after the wait: gevent's own select would only be slower.
-    selectreactor._select = monkey.get_original("select", "select")
+    selectreactor._select = original("select", "select")
 
 if TYPE_CHECKING:
     from twisted.internet.posixbase import PosixReactorBase

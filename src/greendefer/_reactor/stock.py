@@ -6,14 +6,14 @@ import importlib
 import select
 from typing import Any
 
-from gevent import monkey
+from .._patched import original
 
 
 def native_kind() -> str:
     """The best poller that the platform has: epoll, kqueue or select."""
     for poller in "epoll", "kqueue":
         try:
-            monkey.get_original("select", poller)
+            original("select", poller)
         except AttributeError:
             continue
         return poller
@@ -28,7 +28,7 @@ def stock_module(module: str, *pollers: str) -> Any:
     """
     patched = {name: vars(select).get(name) for name in pollers}
     for name in pollers:
-        vars(select)[name] = monkey.get_original("select", name)
+        vars(select)[name] = original("select", name)
     try:
         stock = importlib.import_module(module)
         for name in pollers:  # where it was imported before, and after the patch

@@ -19,9 +19,9 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import gevent.events
-from gevent import monkey
 from twisted.python import threadable
 
+from .._patched import originals, patched_modules
 from .stock import stock_module
 
 _TWISTED = (
@@ -61,7 +61,7 @@ class _View(ModuleType):
 
     def __init__(self, patched: ModuleType, copy: ModuleType | None = None) -> None:
         super().__init__(patched.__name__, patched.__doc__)
-        saved = monkey.saved.get(patched.__name__, {})  # type: ignore[attr-defined]
+        saved = originals(patched.__name__)
         vars(self).update({name: getattr(copy, name, saved[name]) for name in saved})
         self._patched = patched
 
@@ -111,10 +111,10 @@ def use_native_primitives() -> None:
     global _done
     if _after_patching not in gevent.events.subscribers:
         gevent.events.subscribers.append(_after_patching)
-    patched_modules = _patched_modules()
-    if patched_modules == _done:
+    patched = patched_modules()
+    if patched == _done:
         return
-    _done = patched_modules
+    _done = patched
     give_back(_TWISTED)
     # Without a poller in the patched select module, these could not be imported any more.
     for module, poller in _POLLERS.items():
@@ -127,20 +127,16 @@ def use_native_primitives() -> None:
     threadable.init()
 
 
-def _patched_modules() -> frozenset[str]:
-    return frozenset(monkey.saved)  # type: ignore[attr-defined]
-
-
 def give_back(modules: Iterable[str]) -> None:
     """Give these modules the native primitives, where they have imported gevent's."""
-    natives = _natives(_patched_modules())
+    natives = _natives(patched_modules())
     replacements: dict[int, Any] = {}
     for name, native in natives.items():
         patched = sys.modules[name]
         replacements[id(patched)] = native
         # Those that were there before the patch, too: their functions look names up in the
         # patched module, and a module that was imported before still has them.
-        before: dict[str, Any] = monkey.saved.get(name, {})  # type: ignore[attr-defined]
+        before: dict[str, Any] = originals(name)
         for attribute, value in [*vars(patched).items(), *before.items()]:
             original = getattr(native, attribute, value)
             if original is not value and isinstance(

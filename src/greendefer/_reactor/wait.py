@@ -12,15 +12,15 @@ from time import monotonic
 from typing import Any, Protocol
 
 import gevent
-from gevent import monkey
 from gevent.exceptions import LoopExit
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
+from .._patched import original
 from .loops import LoopInbox, for_timer, is_libev
 
 #: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
-get_thread_ident: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+get_thread_ident: Callable[[], int] = original("_thread", "get_ident")
 
 READ, WRITE = 1, 2  # libev's and libuv's numbers alike
 

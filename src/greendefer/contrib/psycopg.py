@@ -17,10 +17,11 @@ from types import ModuleType
 from typing import Any
 
 import gevent
-from gevent import monkey
 from gevent.hub import Waiter
 from gevent.socket import SHUT_WR, socket, wait_read, wait_write
 from greenlet import GreenletExit
+
+from .._patched import is_patched
 
 END_SECONDS = 5.0
 """How long the server is given to end a query, before its connection is closed all the same."""
@@ -58,7 +59,7 @@ def install() -> None:
     psycopg = _import("psycopg")
     if psycopg is not None:
         _end_when_interrupted(psycopg.Connection)
-        if monkey.is_module_patched("select"):
+        if is_patched("select"):
             _wait_in_hub(psycopg.waiting)
     if psycopg2 is None and psycopg is None:
         raise ImportError("greendefer.contrib.psycopg needs psycopg2 or psycopg, neither is there")

@@ -18,9 +18,10 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from gevent import monkey
 from greenlet import getcurrent
 from twisted.logger import Logger, LogLevel
+
+from ..._patched import is_patched
 
 __all__ = ["closing_connections"]
 
@@ -46,7 +47,7 @@ def closing_connections() -> Iterator[None]:
     """
     # (A thread of its own has connections of its own.)
     in_a_greenlet = getcurrent().parent is not None
-    if in_a_greenlet and not monkey.is_module_patched("threading"):
+    if in_a_greenlet and not is_patched("threading"):
         raise ImproperlyConfigured(
             "Django keeps a connection for each thread, and here all greenlets are one thread to "
             "it: call gevent.monkey.patch_all() in the first lines of the program, before "
