@@ -1,4 +1,5 @@
-"""One table of behaviours, for one reactor: ``python anywhere.py REACTOR [patched]``.
+"""One table of behaviours, for one reactor: ``python anywhere.py REACTOR [patched] [WITHOUT]``,
+which is "no processes", say.
 
 ``test_anywhere.py`` runs it for each. Every carrier goes through every behaviour; each result is
 a line of JSON. A call is stopped and released over a socket that the reactor serves, which works
@@ -668,7 +669,7 @@ def main() -> None:
 
     async def all_of_it() -> None:
         for carrier in CARRIERS:
-            if lacks(sys.argv[1], "patched" in sys.argv, carrier):
+            if lacks(sys.argv[1], "patched" in sys.argv, carrier) or f"no {carrier}" in sys.argv:
                 continue
             for behaviour in BEHAVIOURS:
                 if behaviour == "dies" and carrier == "processes":

@@ -24,6 +24,7 @@ import json
 import os
 import random
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -418,6 +419,14 @@ def held() -> dict[str, int]:
     }
 
 
+def frames() -> list[str]:
+    """Where each of Python's threads is."""
+    return [
+        " < ".join(f.name for f in reversed(traceback.extract_stack(frame)[-4:]))
+        for frame in sys._current_frames().values()
+    ]
+
+
 def children() -> int:
     path = f"/proc/self/task/{os.getpid()}/children"
     return len(Path(path).read_text().split())
@@ -502,6 +511,8 @@ def main(calls: int, seed: int) -> Generator[Any, Any, None]:
         for name, n in after.items()
         if n > before[name] + kept.get(name, 0)
     ]
+    if after["threads"] > before["threads"]:
+        wrong.append(f"they are in {frames()}")
     if after["watchers"] < 0:
         wrong.append("the hub has lost count of what is alive")
     if calls >= 100_000 and memory() > after_a_tenth + 8:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import ON_LIBUV, PATCH, PATCHED, gunicorn, run_python, run_twistd
+from programs import MISSES_ENDS, ON_LIBUV, PATCH, PATCHED, gunicorn, run_python, run_twistd
 
 import greendefer
 from greendefer._deadlines import Deadline
@@ -67,6 +67,8 @@ def test_a_thousand_calls_in_flight(kind: str, carrier: str, how: str) -> None:
         pytest.skip("those are native threads there")
     if kind == "stock-poll" and PATCHED and carrier == "processes":
         pytest.skip("the executor's own threads are greenlets of a thread that never runs them")
+    if MISSES_ENDS and carrier == "processes":
+        pytest.skip("Python's executor waits for ever there")
     report = run_ends(kind, carrier, how)
     assert report["outcomes"] == {"PoolClosed": ends.CALLS}
     assert report["fired_late"] == 0
