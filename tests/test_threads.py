@@ -184,7 +184,9 @@ class TestWSGI:
 
 DRIVER = """
     import sys, types
+    from gevent.event import Event
     driver = types.ModuleType("fakedb")
+    begun, may_end = Event(), Event()
 
     class Connection:
         opened = 0
@@ -212,6 +214,9 @@ DRIVER = """
             try:
                 if query == "fail":
                     raise RuntimeError(query)
+                if query == "select last":
+                    begun.set()
+                    may_end.wait()
                 gevent.sleep(0.001)
                 self.row = (query,)
             finally:
@@ -251,9 +256,10 @@ class TestAdbapi:
                 connections = list(pool.connections.values())
                 assert sum(c.log.count("rollback") for c in connections) == 1
                 running = pool.runQuery("select last")
-                await greendefer.defer_to_greenlet(gevent.sleep, 0)
+                await greendefer.defer_to_greenlet(begun.wait)
                 assert pool.threadpool.workers == 1
                 closed = pool.close()
+                may_end.set()
                 assert await running == [("select last",)]
                 await closed
                 assert all(c.closed for c in connections)
