@@ -222,6 +222,10 @@ class TestWithoutStop:
     @pytest.mark.parametrize("stays", [True, False])
     def test_start_reactor_in_another_thread(self, stays: bool, run_program: Any) -> None:
         """That thread is asked, and waited for; unless it has gone without a word."""
+        if stays and ON_LIBUV:
+            # gevent's loop wakes every 300 ms there. A thread that wakes while Python exits is
+            # unwound, by pthread_exit(), wherever it is: in greenlet, or with malloc's lock.
+            pytest.skip("the hub of another thread is there when Python exits: docs/limits.md")
         done = run_program(
             IN_FLIGHT,
             f"""
@@ -248,13 +252,10 @@ class TestWithoutStop:
             while not {stays} and ident in sys._current_frames():
                 monkey.get_original("time", "sleep")(0.001)
             """,
-            # gevent's libuv loop wakes every 300 ms. A thread that wakes while Python exits is
-            # unwound, by pthread_exit(), and that has crashed in greenlet: see docs/limits.md.
-            check=not ON_LIBUV,
         )
         report = "{'begun': 500, 'fired': 1000, 'ended': 500}\n" if stays else ""
         assert done.stdout == report
-        assert ON_LIBUV or not done.stderr
+        assert not done.stderr
 
     @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3)])
     def test_a_greenlet_of_ones_own(self, end: str, code: int, run_program: Any) -> None:
