@@ -139,7 +139,7 @@ def later_calls() -> Any:
     at = reactor.seconds() + 2  # none of them is due before all are made
     for _ in range(left[0]):
         reactor.callLater(max(0.0, at - reactor.seconds()), due)
-    return done.addCallback(lambda _: deferLater(reactor, 0.1))
+    return done.addCallback(lambda _: deferLater(reactor, 0.5))
 
 
 def hub_timers() -> Any:
