@@ -92,7 +92,8 @@ def start_reactor() -> Any:
 
 class _Ending:
     """The program ends. It says so twice: once before Python waits for threads, and once more for
-    where that was cut short, by Ctrl-C say. Both have the same time."""
+    where it was interrupted before it came to that. Both have the same time, and signals don't
+    cut it short."""
 
     def __init__(self, reactor: Any, background: gevent.Greenlet[..., Any]) -> None:
         self._reactor = reactor
@@ -113,11 +114,19 @@ class _Ending:
                 self._stop()
             else:
                 self._reactor.callFromThread(self._stop)
-        left = max(0.0, self._until - monotonic())
-        if wait.is_this_thread():
-            self._background.join(left)
-        elif wait.hub.thread_ident in sys._current_frames():  # else that thread has ended
-            self._runs.acquire(True, left)
+        interrupted: BaseException | None = None
+        while True:
+            left = max(0.0, self._until - monotonic())
+            try:
+                if wait.is_this_thread():
+                    self._background.join(left)
+                elif wait.hub.thread_ident in sys._current_frames():  # else that thread has ended
+                    self._runs.acquire(True, left)
+                break
+            except (KeyboardInterrupt, SystemExit) as e:  # signals: gunicorn's worker gets several
+                interrupted = e
+        if interrupted is not None:
+            raise interrupted
 
     def _stop(self) -> None:
         try:

@@ -197,8 +197,8 @@ class TestWithoutStop:
 
     @pytest.mark.parametrize("again", ["os.kill(os.getpid(), signal.SIGINT)", "sys.exit(4)"])
     def test_start_reactor_and_an_end_during_the_end(self, again: str, run_program: Any) -> None:
-        """Ctrl-C, or somebody else's ``sys.exit()``, while ``finally`` blocks run: Python says so,
-        and they run on."""
+        """Ctrl-C, or somebody else's ``sys.exit()``, while ``finally`` blocks run, again and again:
+        Python says so, and they run on."""
         done = run_program(
             IN_FLIGHT,
             f"""
@@ -206,7 +206,9 @@ class TestWithoutStop:
                 try:
                     gevent.sleep(3600)
                 finally:
-                    gevent.spawn(lambda: {again})
+                    for _ in range(3):
+                        gevent.spawn(lambda: {again})
+                        gevent.sleep(0.01)
 
             reactor = greendefer.start_reactor()
             reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
