@@ -83,6 +83,25 @@ def test_a_call_that_is_cancelled_before_its_executor_has_it(result: Any) -> Non
     wait_for_deferred(pool.close(), 20)
 
 
+def test_a_call_that_is_cancelled_in_its_executors_queue(result: Any) -> None:
+    """The thread that finds it there passes it over."""
+    with ThreadPoolExecutor(1) as executor:
+        pool = ExecutorPool(executor, 3)
+        go, ran = threading.Event(), []
+        running = pool.submit(go.wait)
+        cancelled = pool.submit(ran.append, "cancelled")
+        last = pool.submit(ran.append, "last")
+        while executor._work_queue.qsize() < 2:
+            gevent.sleep(0.001)
+        got = result(cancelled)
+        cancelled.cancel()
+        assert got.error() is CancelledError
+        go.set()
+        assert wait_for_deferred(running, 20)
+        wait_for_deferred(last, 20)
+        assert ran == ["last"]
+
+
 class HereExecutor(ThreadPoolExecutor):
     """One of another kind than those that are known to have threads: calls go there as bytes."""
 

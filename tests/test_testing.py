@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -25,6 +26,7 @@ from greendefer import (
     green_deferred,
     green_iterator,
     green_proxy,
+    testing,
     with_options,
 )
 from greendefer._worker import PoolWorker
@@ -621,6 +623,17 @@ class TestClockWorkers:
         assert (result_of(d), result_of(entered)) == (4, None)
         assert result_of(worker._leave()) is None
         stats(pool)
+
+    def test_a_call_that_was_due_and_is_withdrawn_before_the_stack_is_free(self) -> None:
+        stack: Any = SimpleNamespace(is_parked=False, killed=False)
+        carrier: Any = testing._WorkerCarrier(None, None)  # type: ignore[arg-type]
+        carrier._stack = stack
+        withdrawn = SimpleNamespace(begin=lambda: False)
+        carrier._run(withdrawn, 0.0)
+        assert list(carrier._due) == [(withdrawn, 0.0)]
+        stack.is_parked = True  # and has nothing to enter a call with
+        carrier._go_on()
+        assert not carrier._due
 
     def test_a_call_that_takes_its_time(self, stats: Any) -> None:
         clock = Clock()
