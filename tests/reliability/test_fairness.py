@@ -10,7 +10,7 @@ from programs import ON_LIBUV, PATCHED, run_python
 
 BOUND = 250
 """Milliseconds, of our own making: what docs/reliability.md promises."""
-BOUNDS = {"later_calls": (2000, 2000), "sleepers": (BOUND, 5000)}
+BOUNDS = {"later_calls": (1000, 1000), "sleepers": (BOUND, 5000)}
 """Where it promises something else: of the reactor, and of a greenlet."""
 if ON_LIBUV:  # where nothing comes between timers that are due at once
     BOUNDS |= {"hub_timers": (5000, 5000), "sleepers": (5000, 5000)}
