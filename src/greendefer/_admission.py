@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import copy_context
 from functools import partial
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar, cast
 
 from greenlet import getcurrent
 from twisted.internet.defer import Deferred
@@ -83,21 +83,24 @@ class Call(Deferred[Any]):
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
     """
 
+    # Most calls have none of these, but are asked for them. To have each find them in itself is
+    # cheaper than to look for them in its class: that is what CPython's interpreter specializes.
+    outcome: str | None
+    lender: Call | None
+    waits_for: Call | None
+    when_ended: Callable[[], object] | None
+    observer: CallObserver | None
+    _deadline: Deadline | None
+    _total_at: float | None
+    _inner: Deferred[Any] | None
+
     carried_by: Any = None
     was_killed: bool = False
     is_leaving: bool = False
-    outcome: str | None = None
-    lender: Call | None = None
     borrower: Call | None = None
-    waits_for: Call | None = None
     waiters: frozenset[Call] = frozenset()
     title: str | None = None
     hosted: Pool | None = None
-    when_ended: Callable[[], object] | None = None
-    _deadline: Deadline | None = None
-    _total_at: float | None = None
-    _inner: Deferred[Any] | None = None
-    observer: CallObserver | None = None
 
     def __init__(
         self,
@@ -116,6 +119,8 @@ class Call(Deferred[Any]):
         self._ingredients: Any = (args, kwargs, copy_context(), _twistedcontext.current())
         self._timeouts = timeouts
         self._on_cancel: OnCancel = on_cancel
+        self.outcome = self.lender = self.waits_for = self.when_ended = self.observer = None
+        self._deadline = self._total_at = self._inner = None
 
     @property
     def name(self) -> str:
@@ -359,6 +364,22 @@ def _cancel(call: Deferred[Any]) -> None:
     assert isinstance(call, Call)
     call.pool._give_up(call, "cancelled", call._on_cancel)
     call.report()
+
+
+def _share_attributes() -> None:
+    """Have the first of all calls live its life.
+
+    CPython keeps the names of attributes once for all instances of a class, but only those that
+    its first dozen of instances had (PEP 412; ``init_inline_values`` in Objects/dictobject.c).
+    Where more calls than that are made before one fires, each would have a dict of its own.
+    """
+    first: Any = Call(cast(Any, None), bool, (), {}, None, "kill")
+    first.addCallback(bool)
+    first.forget()
+    first.callback(None)
+
+
+_share_attributes()
 
 
 class Pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import wrapt
@@ -38,6 +39,19 @@ class Decorated(_FunctionWrapper):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.__qualname__
+
+
+class _DecoratedFunction(Decorated):
+    """The same for a plain function, which is what most decorate.
+
+    wrapt asks whatever it calls for its ``__self__``, and a function has none: the AttributeError
+    for that takes it as long as all else that it does (``WraptFunctionWrapperBase_call`` in its
+    ``_wrappers.c``).
+    """
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        wrapper: Any = self._self_wrapper
+        return wrapper(self.__wrapped__, None, args, kwargs)
 
 
 class _SaysItIsSync:
@@ -109,7 +123,10 @@ def _functions(func: Any) -> tuple[Any, Any]:
 
 def apply(behaviour: Behaviour, func: Any) -> Any:
     """`func`, decorated."""
-    return (_MadeSync if is_async(func) else Decorated)(func, behaviour.wrapper)
+    if is_async(func):
+        return _MadeSync(func, behaviour.wrapper)
+    kind = _DecoratedFunction if type(func) is FunctionType else Decorated
+    return kind(func, behaviour.wrapper)
 
 
 def behaviour_of(decorated: Any) -> Behaviour | None:

@@ -62,14 +62,15 @@ class Worker(greenlet):
     :ivar retired: it ends when its call has ended.
     """
 
-    killed: Job | None = None
-    kill_next: Job | None = None
-    kill_watch: weakref.ref[Kill] | None = None
-    retired: bool = False
+    __slots__ = ("_carrier", "calls", "kill_next", "kill_watch", "killed", "retired")
 
     def __init__(self, carrier: GreenletCarrier) -> None:
         super().__init__(parent=carrier.hub)
         self.calls: list[Job] = []
+        self.killed: Job | None = None
+        self.kill_next: Job | None = None
+        self.kill_watch: weakref.ref[Kill] | None = None
+        self.retired: bool = False
         self._carrier = carrier
         carrier.workers += 1
 
@@ -81,7 +82,11 @@ class Worker(greenlet):
         carrier = self._carrier
         ready = carrier.ready
         try:
-            while not self.retired:
+            # Not `while not self.retired`: CPython 3.11 does not specialize a loop like that where
+            # it is entered once (in ceval.c, RESUME and JUMP_BACKWARD alone count towards it).
+            while True:
+                if self.retired:
+                    return
                 # A worker that returns from a long wait finds the time slice used up and parks; a
                 # dispatch is already scheduled and will resume it. So calls run here for one slice
                 # at most.
