@@ -25,7 +25,6 @@ from ._errors import (
     PoolFull,
     WouldDeadlock,
 )
-from ._iterators import GreenIterator
 from ._policy import Timeouts
 from ._pool import ExecutorPool, GreenPool, NativeThreadPool
 from ._reactor import install
@@ -64,11 +63,13 @@ __all__ = [
 # What not every program needs is imported when it is asked for (PEP 562).
 if TYPE_CHECKING:
     from ._background import start_reactor
+    from ._iterators import GreenIterator
     from ._proxy import green_proxy
     from ._stats import PoolStats
     from .protocols import in_order
 else:
     _LATER = {
+        "GreenIterator": "_iterators",
         "PoolStats": "_stats",
         "green_proxy": "_proxy",
         "in_order": "protocols",

@@ -1,11 +1,10 @@
-"""What a decorated callable does when it is called: start on a pool, iterate there, or wait."""
+"""What a decorated callable does when it is called: start on a pool, or wait."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor
-from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -15,10 +14,8 @@ from ._admission import Call, Pool
 from ._blocking import as_blocking
 from ._bridge import call_and_wait
 from ._errors import shown
-from ._iterators import GreenIterator
-from ._policy import OnCancel, Timeouts, as_timeouts, check_count, check_on_cancel, check_seconds
+from ._policy import OnCancel, Timeouts, as_timeouts, check_on_cancel, check_seconds
 from ._pool import default_pool
-from ._stream import Stream
 
 PoolChoice = Pool | Callable[[Any], Pool] | None
 """A pool; or what gets the instance that a method is called on (``None`` for a function) and
@@ -179,35 +176,3 @@ class Blocking(Behaviour):
             return result if type(result) is Deferred else as_blocking(result, self.timeout)
 
         return call_and_wait(call, self.timeout)
-
-
-class Iterates(OnAPool):
-    """:func:`green_iterator`."""
-
-    decorator = "green_iterator"
-
-    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, prefetch: int) -> None:
-        super().__init__(pool, timeout)
-        check_count("prefetch=...", prefetch, 0)
-        self.prefetch = prefetch
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, "prefetch": self.prefetch}
-
-    def wrapper(
-        self,
-        wrapped: Callable[..., Any],
-        instance: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> GreenIterator[Any]:
-        return GreenIterator(
-            Stream(
-                self.choose(wrapped, instance),
-                partial(wrapped, *args, **kwargs),
-                getattr(wrapped, "__qualname__", repr(wrapped)),
-                self.timeouts,
-                self.prefetch,
-            )
-        )

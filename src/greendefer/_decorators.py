@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import MethodType
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
-from ._behaviours import Blocking, Iterates, PoolChoice, ReturnsDeferred
+from ._behaviours import Blocking, PoolChoice, ReturnsDeferred
 from ._blocking import BlockingIterator
 from ._errors import shown
-from ._iterators import GreenIterator
 from ._policy import OnCancel, Timeouts, check_is_callable
 from ._pool import default_pool
 from ._wrapping import apply, behaviour_of, check_callable, is_async, is_generator
+
+if TYPE_CHECKING:
+    from ._iterators import GreenIterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -217,6 +219,8 @@ def green_iterator(
     :raises TypeError: `func` is not callable, or is async already; an option has a wrong type.
     :raises ValueError: an option has a value that is not allowed.
     """
+    from ._iterators import Iterates
+
     iterates = Iterates(pool, timeout, prefetch)
 
     def decorate(func: Any) -> Any:
@@ -280,6 +284,8 @@ def with_options(
         return MethodType(with_options(decorated.__func__, **given), decorated.__self__)
     behaviour = behaviour_of(decorated)
     if behaviour is None:
+        from ._iterators import GreenIterator
+
         hint = ""
         if isinstance(decorated, (Deferred, GreenIterator)):
             hint = ", which a call has returned. Write with_options(f, timeout=1)(x)"

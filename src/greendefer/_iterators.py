@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 
+from ._behaviours import OnAPool, PoolChoice
+from ._policy import Timeouts, check_count
 from ._stream import Stream
 
 T = TypeVar("T")
@@ -100,3 +104,35 @@ class GreenIterator(Generic[T]):
         stream: Stream | None = getattr(self, "_stream", None)
         if stream is not None:
             stream.forgotten()
+
+
+class Iterates(OnAPool):
+    """:func:`green_iterator`."""
+
+    decorator = "green_iterator"
+
+    def __init__(self, pool: PoolChoice, timeout: float | Timeouts | None, prefetch: int) -> None:
+        super().__init__(pool, timeout)
+        check_count("prefetch=...", prefetch, 0)
+        self.prefetch = prefetch
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "prefetch": self.prefetch}
+
+    def wrapper(
+        self,
+        wrapped: Callable[..., Any],
+        instance: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> GreenIterator[Any]:
+        return GreenIterator(
+            Stream(
+                self.choose(wrapped, instance),
+                partial(wrapped, *args, **kwargs),
+                getattr(wrapped, "__qualname__", repr(wrapped)),
+                self.timeouts,
+                self.prefetch,
+            )
+        )
