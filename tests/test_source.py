@@ -82,10 +82,11 @@ def test_names_that_are_imported_when_they_are_asked_for() -> None:
         import sys
         import greendefer
 
-        later = ("GreenIterator", "PoolStats", "green_proxy", "in_order", "start_reactor")
-        assert not set(later) & vars(greendefer).keys()
+        later = ("BlockingIterator", "GreenIterator", "PoolStats", "green_proxy", "in_order")
+        assert not {*later, "start_reactor"} & vars(greendefer).keys()
         assert set(greendefer.__all__) <= set(dir(greendefer))
-        assert not {"greendefer._proxy", "greendefer._stream"} & sys.modules.keys()
+        modules = {f"greendefer.{name}" for name in ("_blocking", "_crossing", "_proxy", "_stream")}
+        assert not modules & sys.modules.keys()
         assert not hasattr(greendefer, "no_such_name")
 
         from greendefer import *

@@ -8,7 +8,6 @@
 
 from typing import TYPE_CHECKING
 
-from ._blocking import BlockingIterator
 from ._bridge import wait_for_deferred, wait_for_greenlet
 from ._decorators import (
     blocking_from_greenlet,
@@ -63,12 +62,14 @@ __all__ = [
 # What not every program needs is imported when it is asked for (PEP 562).
 if TYPE_CHECKING:
     from ._background import start_reactor
+    from ._blocking import BlockingIterator
     from ._iterators import GreenIterator
     from ._proxy import green_proxy
     from ._stats import PoolStats
     from .protocols import in_order
 else:
     _LATER = {
+        "BlockingIterator": "_blocking",
         "GreenIterator": "_iterators",
         "PoolStats": "_stats",
         "green_proxy": "_proxy",

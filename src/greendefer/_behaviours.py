@@ -1,4 +1,5 @@
-"""What a decorated callable does when it is called: start on a pool, or wait."""
+"""What a decorated callable does when it is called. Others than :func:`green_deferred` have theirs
+beside what it returns."""
 
 from __future__ import annotations
 
@@ -11,10 +12,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from ._admission import Call, Pool
-from ._blocking import as_blocking
-from ._bridge import call_and_wait
 from ._errors import shown
-from ._policy import OnCancel, Timeouts, as_timeouts, check_on_cancel, check_seconds
+from ._policy import OnCancel, Timeouts, as_timeouts, check_on_cancel
 from ._pool import default_pool
 
 PoolChoice = Pool | Callable[[Any], Pool] | None
@@ -149,30 +148,3 @@ class ReturnsDeferred(OnAPool):
         if pool is None:
             pool = self.choose(wrapped, instance)
         return pool._admit(Call(pool, wrapped, args, kwargs, self.timeouts, self.on_cancel))
-
-
-class Blocking(Behaviour):
-    """:func:`blocking_from_greenlet`."""
-
-    decorator = "blocking_from_greenlet"
-
-    def __init__(self, timeout: float | None) -> None:
-        check_seconds("timeout=...", timeout)
-        self.timeout = timeout
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"timeout": self.timeout}
-
-    def wrapper(
-        self,
-        wrapped: Callable[..., Any],
-        instance: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        def call() -> Any:
-            result = wrapped(*args, **kwargs)
-            return result if type(result) is Deferred else as_blocking(result, self.timeout)
-
-        return call_and_wait(call, self.timeout)

@@ -1,4 +1,5 @@
-"""An async iterator as a plain one, and an async context manager as a ``with`` block."""
+"""Twisted for blocking code: what is waited for, an async iterator as a plain one, and an async
+context manager as a ``with`` block."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ._bridge import call_and_wait
+from ._behaviours import Behaviour
+from ._crossing import call_and_wait
+from ._policy import check_seconds
 from ._reactor.installed import installed_reactor
 
 T = TypeVar("T")
@@ -244,3 +247,30 @@ def as_blocking(result: Any, timeout: float | None) -> Any:
     if hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__"):
         return BlockingContext(result, timeout)
     return result
+
+
+class Blocking(Behaviour):
+    """:func:`blocking_from_greenlet`."""
+
+    decorator = "blocking_from_greenlet"
+
+    def __init__(self, timeout: float | None) -> None:
+        check_seconds("timeout=...", timeout)
+        self.timeout = timeout
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"timeout": self.timeout}
+
+    def wrapper(
+        self,
+        wrapped: Callable[..., Any],
+        instance: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        def call() -> Any:
+            result = wrapped(*args, **kwargs)
+            return result if type(result) is Deferred else as_blocking(result, self.timeout)
+
+        return call_and_wait(call, self.timeout)

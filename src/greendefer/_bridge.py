@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,12 +15,10 @@ from twisted.python.failure import Failure
 
 from ._admission import Call, cancel_quietly, current_call, is_call, is_deferred
 from ._carriers.greenlets import Kill
-from ._crossing import as_deferred, call_in_thread_of
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock, shown
 from ._lending import borrower_of, wait_begins, wait_ends
 from ._policy import check_seconds
-from ._reactor.installed import installed_reactor, is_reactor_thread
-from ._runtime import GreenRuntime, green_runtime_here, runtime_here, runtime_if_any
+from ._runtime import GreenRuntime, green_runtime_here, runtime_here
 
 T = TypeVar("T")
 
@@ -53,7 +50,7 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
             f"wait_for_deferred(d) needs a Deferred, not {shown(d)}. For a coroutine or a "
             "function, use blocking_from_greenlet."
         )
-    result: T = _wait(runtime_to_wait_in(), d, timeout)
+    result: T = wait_in(runtime_to_wait_in(), d, timeout)
     return result
 
 
@@ -72,11 +69,14 @@ def runtime_to_wait_in() -> GreenRuntime:
             "async def), or run this function elsewhere: decorate it with @green_deferred, or "
             "call defer_to_greenlet(f, ...)."
         )
-    _refuse_to_wait_in(getcurrent(), runtime)
+    refuse_to_wait_in(getcurrent(), runtime)
     return runtime
 
 
-def _refuse_to_wait_in(current: greenlet, runtime: GreenRuntime) -> None:
+def refuse_to_wait_in(current: greenlet, runtime: GreenRuntime) -> None:
+    """
+    :raises WouldDeadlock: `current` is a greenlet that must not wait.
+    """
     if current is runtime.wait.greenlet:
         raise WouldDeadlock(
             "This is the reactor's own greenlet: while it waits here, nothing can fire. Use the "
@@ -160,7 +160,7 @@ class _Wait:
             self._waiter = None
 
 
-def _wait(runtime: GreenRuntime, d: Deferred[T], timeout: float | None) -> T:
+def wait_in(runtime: GreenRuntime, d: Deferred[T], timeout: float | None) -> T:
     if d.called and not d.paused and not d._runningCallbacks:
         value = d.result  # which is what a callback would be called with, at once
         if not isinstance(value, Failure):
@@ -289,17 +289,3 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
 
     g.rawlink(ended)
     return d
-
-
-def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
-    """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
-    runtime = runtime_if_any()
-    if isinstance(runtime, GreenRuntime):  # which knows its thread, patched or not
-        _refuse_to_wait_in(getcurrent(), runtime)
-    else:
-        reactor = installed_reactor()
-        if not is_reactor_thread(reactor):
-            return call_in_thread_of(reactor, f, timeout)
-        runtime = runtime_to_wait_in()
-    result = as_deferred(f())
-    return _wait(runtime, result, timeout) if is_deferred(result) else result

@@ -1,4 +1,4 @@
-"""Waiting in one thread for what the reactor does in another."""
+"""Waiting for what the reactor does, wherever one is: in its thread, or in another one."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from greenlet import getcurrent
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from ._admission import Call, cancel_quietly, current_call
+from ._admission import Call, cancel_quietly, current_call, is_deferred
+from ._bridge import refuse_to_wait_in, runtime_to_wait_in, wait_in
 from ._carriers.greenlets import Kill
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock
 from ._lending import borrower_of, wait_begins, wait_ends
-from ._reactor.installed import has_stopped
+from ._reactor.installed import has_stopped, installed_reactor, is_reactor_thread
 from ._reactor.loops import LoopInbox
-from ._runtime import runtime_here, runtime_if_made
+from ._runtime import GreenRuntime, runtime_here, runtime_if_any, runtime_if_made
 from .shutdown import add_first_trigger
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
 
-def as_deferred(result: Any) -> Any:
+def _as_deferred(result: Any) -> Any:
     """What a function may return to be waited for, as a Deferred; a plain value as it is."""
     if type(result) is Deferred:
         return result
@@ -41,6 +42,20 @@ def as_deferred(result: Any) -> Any:
     if asyncio is not None and asyncio.isfuture(result):
         return Deferred.fromFuture(result)
     return result
+
+
+def call_and_wait(f: Callable[[], Any], timeout: float | None) -> Any:
+    """Call `f` in the reactor's thread, and wait here for the result of what it returns."""
+    runtime = runtime_if_any()
+    if isinstance(runtime, GreenRuntime):  # which knows its thread, patched or not
+        refuse_to_wait_in(getcurrent(), runtime)
+    else:
+        reactor = installed_reactor()
+        if not is_reactor_thread(reactor):
+            return call_in_thread_of(reactor, f, timeout)
+        runtime = runtime_to_wait_in()
+    result = _as_deferred(f())
+    return wait_in(runtime, result, timeout) if is_deferred(result) else result
 
 
 def call_in_thread_of(reactor: Any, f: Callable[[], Any], timeout: float | None) -> Any:
@@ -137,7 +152,7 @@ class _Crossing:
             return
         self._runtime = runtime = runtime_here()
         runtime.waits.add(self)
-        d = self._d = maybeDeferred(lambda: as_deferred(self._context.run(self._f)))
+        d = self._d = maybeDeferred(lambda: _as_deferred(self._context.run(self._f)))
         if self._me is not None and isinstance(d, Call) and not d.called:
             try:
                 wait_begins(self._me, d)

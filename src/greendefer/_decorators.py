@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
-from ._behaviours import Blocking, PoolChoice, ReturnsDeferred
-from ._blocking import BlockingIterator
+from ._behaviours import PoolChoice, ReturnsDeferred
 from ._errors import shown
 from ._policy import OnCancel, Timeouts, check_is_callable
 from ._pool import default_pool
 from ._wrapping import apply, behaviour_of, check_callable, is_async, is_generator
 
 if TYPE_CHECKING:
+    from ._blocking import BlockingIterator
     from ._iterators import GreenIterator
 
 P = ParamSpec("P")
@@ -418,6 +418,8 @@ def blocking_from_greenlet(func: Any = None, /, *, timeout: float | None = None)
     greenlet (in its thread, if it is not green); and :class:`GreendeferError` where no reactor is
     installed, or it has stopped.
     """
+    from ._blocking import Blocking
+
     blocking = Blocking(timeout)
 
     def decorate(func: Any) -> Any:

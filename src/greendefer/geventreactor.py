@@ -27,7 +27,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.main import installReactor
 
 from ._admission import Pool
-from ._bridge import call_and_wait, wait_for_deferred, wait_for_greenlet
+from ._bridge import wait_for_deferred, wait_for_greenlet
+from ._crossing import call_and_wait
 from ._decorators import defer_to_greenlet
 from ._errors import shown
 from ._policy import check_is_callable

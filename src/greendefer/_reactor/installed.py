@@ -10,7 +10,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gevent import hub as gevent_hub
-from twisted.python import threadable
 
 from .._errors import GreendeferError
 from .wait import get_thread_ident
@@ -49,6 +48,8 @@ def is_reactor_thread(reactor: Any) -> bool:
     wait: CooperativeWait | None = getattr(reactor, "cooperative_wait", None)
     if wait is not None:
         return wait.is_this_thread()
+    from twisted.python import threadable  # which every reactor has imported
+
     if threadable.ioThread is None:  # it does not run yet
         return bool(get_thread_ident() == _MAIN_THREAD)
     return bool(threadable.isInIOThread())
