@@ -522,7 +522,8 @@ def test_fuzzed(name: str, data: Any, settings_kept: None, logged: Any) -> None:
         assert settled() == before
     else:
         if isinstance(taken, Deferred):
-            taken.addErrback(lambda _: None)
+            # Or its result comes, from another thread, while the next example looks what is there.
+            greendefer.wait_for_deferred(taken.addErrback(lambda _: None), 20)
         greendefer.wait_for_deferred(default_pool.submit(len, "four"), 20)
         # What was taken may well fail, as calling Interface does.
         logged[:] = [event for event in logged if not event["isError"]]

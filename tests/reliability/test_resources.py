@@ -574,7 +574,7 @@ class TestProcessesOfAnExecutor:
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="max_tasks_per_child came with 3.11")
     def test_no_memory_for_one_in_place_of_another(self, run: Any) -> None:
-        """Python's manager of them ends by that; the calls that it had fail, and do not wait."""
+        """Python's manager of them may end by that; the calls that it had fail, and do not wait."""
         run(
             """
             async def main():
@@ -592,8 +592,10 @@ class TestProcessesOfAnExecutor:
                 assert await held == ""
                 e = await error_of(next)
                 assert type(e) is ExecutorFailed, e
-                assert "its manager has failed" in str(e), e
-                assert "Cannot allocate memory" in str(e), e
+                # Since Python 3.14 its manager stands that, and has the pool be broken by itself.
+                if "A replacement worker process could not be started" not in str(e):
+                    assert "its manager has failed" in str(e), e
+                    assert "Cannot allocate memory" in str(e), e
                 assert multiprocessing.active_children() == []
                 memory_again()
                 await all_is_well(pool, 1)
