@@ -14,7 +14,8 @@ nox.options.error_on_missing_interpreters = True  # rather than skip what was as
 nox.needs_version = ">=2024.4.15"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
+YOUNG = ["3.14", "3.15"]  # younger than the lowest gevent and wrapt, which can't be built there
 ON_PSYCOPG3 = [
     f"tests/systems/test_{name}.py"
     for name in ("django", "django_native", "doctor", "psycopg", "wsgi")
@@ -35,13 +36,21 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "gevent.monkey", "--module", "pytest", *session.posargs)
 
 
-@nox.session(python=PYTHONS)
+@nox.session
 @nox.parametrize("loop", [nox.param(loop, id=loop) for loop in LOOPS])
-@nox.parametrize("dependencies", [nox.param(each, id=each) for each in ("lowest", "newest")])
+@nox.parametrize(
+    "python, dependencies",
+    [
+        nox.param(python, each, id=f"{python}, {each}")
+        for python in PYTHONS
+        for each in ("lowest", "newest")
+        if each == "newest" or python not in YOUNG
+    ],
+)
 def versions(session: nox.Session, dependencies: str, loop: str) -> None:
     """The tests on each Python, the lowest and newest of what we need, and both loops of gevent.
 
-    All of them: ``nox -s versions``; one: ``nox -s "versions-3.12(lowest, libuv)"``.
+    All of them: ``nox -s versions``; one: ``nox -s "versions(3.12, lowest, libuv)"``.
     """
     install(session, "test", args=needed(dependencies))
     session.run("python", "-m", "pip", "list")
