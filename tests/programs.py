@@ -21,6 +21,8 @@ PATCH = "from gevent import monkey; monkey.patch_all()\n" if PATCHED else ""
 ON_LIBUV = gevent.config.loop.__module__.startswith("gevent.libuv")
 MISSES_ENDS = ON_LIBUV and PATCHED and gevent.version_info[:2] < (25, 5)
 """gevent's poll() does not tell there that a worker process has gone: see docs/limits.md."""
+NO_FORK_SERVER = PATCHED and sys.version_info >= (3, 14)
+"""gevent's sockets don't suit how it is asked since: see docs/limits.md."""
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LIMIT = 120
 """Seconds after which a program is killed: one that hangs is, and a slow one is not."""

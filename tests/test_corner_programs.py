@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from programs import MISSES_ENDS, PATCHED
+from programs import MISSES_ENDS, NO_FORK_SERVER, PATCHED
 
 NOT_GREEN = """
     import threading, time
@@ -514,6 +514,8 @@ class TestWorkerProcesses:
         """They are terminated, and killed if that is not enough; the program ends."""
         if ignores and method == "forkserver":
             pytest.skip("what a fork server has started is told once")
+        if NO_FORK_SERVER and method == "forkserver":
+            pytest.skip("there is none")
         (tmp_path / "in_worker.py").write_text(WORK)
         run_program(
             f"""

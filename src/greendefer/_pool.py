@@ -130,7 +130,8 @@ class ExecutorPool(Pool):
     executors (Dask replaces its workers by itself) are asked again, and may refuse.
 
     Where processes are forked, they inherit the state of gevent's hub: have them started anew,
-    with ``mp_context=multiprocessing.get_context("spawn")`` or ``"forkserver"``.
+    with ``mp_context=multiprocessing.get_context("spawn")`` (or ``"forkserver"``, which patched
+    programs can't reach on Python 3.14 and newer).
 
     :param executor: an executor, which stays yours to shut down; or a function that makes one,
         which is called when it is needed, and whose executors are shut down with the reactor.

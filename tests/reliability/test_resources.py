@@ -11,7 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
-from programs import MISSES_ENDS, PATCHED
+from programs import MISSES_ENDS, NO_FORK_SERVER, PATCHED
 
 from greendefer import (
     ExecutorFailed,
@@ -500,6 +500,8 @@ class TestProcessesOfAnExecutor:
     def run(self, request: Any, run_program: Any, tmp_path: Path) -> Any:
         if PATCHED and request.param == "fork":
             pytest.skip("a fork has the greenlets that its executor's threads are")
+        if NO_FORK_SERVER and request.param == "forkserver":
+            pytest.skip("there is no fork server")
 
         def run(source: str) -> None:
             run_program(NO_PROCESS.format(folder=str(tmp_path), method=request.param), source)

@@ -363,8 +363,11 @@ def _another(broken: Any) -> Executor:
             options[name] = getattr(broken, f"_{name}")
     if is_patched("os", "fork") and options["mp_context"].get_start_method() == "fork":
         # The broken one's threads are greenlets, which are still about to clean up. A fork would
-        # have copies of them, that do the same.
-        options["mp_context"] = importlib.import_module("multiprocessing").get_context("forkserver")
+        # have copies of them, that do the same. Since Python 3.14 a fork server's proof is read
+        # from a socket that is gevent's, and has nothing yet (connect_to_new_process() in
+        # multiprocessing/forkserver.py; gevent's issue 1808).
+        method = "forkserver" if sys.version_info < (3, 14) else "spawn"
+        options["mp_context"] = importlib.import_module("multiprocessing").get_context(method)
     another: Executor = type(broken)(**options)
     return another
 
