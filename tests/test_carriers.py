@@ -8,7 +8,13 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from functools import wraps
 from multiprocessing import get_context
 from queue import Empty
@@ -103,11 +109,17 @@ def test_a_call_that_is_cancelled_in_its_executors_queue(result: Any) -> None:
         assert ran == ["last"]
 
 
-class HereExecutor(ThreadPoolExecutor):
+class HereExecutor(Executor):
     """One of another kind than those that are known to have threads: calls go there as bytes."""
 
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1)
+
     def submit(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return super().submit(f, *args, **kwargs)
+        return self._threads.submit(f, *args, **kwargs)
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        self._threads.shutdown(*args, **kwargs)
 
 
 def plain(n: int) -> int:
@@ -146,7 +158,7 @@ Doubling.add = wrapped(Doubling.add, 1)  # type: ignore[method-assign]
 
 @pytest.fixture
 def by_bytes() -> Iterator[ExecutorPool]:
-    with HereExecutor(1) as executor:
+    with HereExecutor() as executor:
         yield ExecutorPool(executor, 1)
 
 

@@ -118,7 +118,8 @@ class ExecutorPool(Pool):
 
     Functions travel by their qualified name, decorated ones too, so they must be importable where
     they run; arguments and results are pickled. ``contextvars`` and Twisted's log context stay
-    behind. (To a ``ThreadPoolExecutor`` calls go as they are, and nothing stays behind.)
+    behind. (To a ``ThreadPoolExecutor``, or one of a subclass, calls go as they are, and nothing
+    stays behind.)
 
     A call that is cancelled or out of time before the executor has started it is withdrawn; else
     it is abandoned: it holds its slot until it has ended, and what it comes to is dropped. What

@@ -350,13 +350,24 @@ class TestThreadsThatCannotStart:
         )
 
 
+class CountingExecutor(ThreadPoolExecutor):
+    """As a program might have it."""
+
+    submitted = 0
+
+    def submit(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.submitted += 1
+        return super().submit(f, *args, **kwargs)
+
+
 class TestThreadsOfAnExecutor:
     """ThreadPoolExecutor queues a call before it starts a thread for it."""
 
+    @pytest.mark.parametrize("cls", [ThreadPoolExecutor, CountingExecutor])
     def test_a_call_that_is_refused_never_runs(
-        self, in_reactor: Any, result: Any, stats: Any, monkeypatch: Any
+        self, cls: Any, in_reactor: Any, result: Any, stats: Any, monkeypatch: Any
     ) -> None:
-        executor = ThreadPoolExecutor(2)
+        executor = cls(2)
         pool = ExecutorPool(executor, 2)
         ran: list[int] = []
         monkeypatch.setattr(threading.Thread, "start", refuse)

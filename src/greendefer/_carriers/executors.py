@@ -343,12 +343,15 @@ def _reap(process: Any) -> None:
 
 
 def _has_threads(executor: Executor) -> bool:
+    """Whether it runs calls in threads of this interpreter. A subclass of ThreadPoolExecutor does,
+    but for Python 3.14's InterpreterPoolExecutor."""
     # By name: importing it takes longer than the rest of this module.
-    cls = type(executor)
-    return cls.__name__ == "ThreadPoolExecutor" and cls.__module__ in (
-        "concurrent.futures.thread",
-        "gevent.threadpool",
-    )
+    for cls in type(executor).__mro__:
+        if cls.__name__ == "InterpreterPoolExecutor":
+            return False
+        if cls.__name__ == "ThreadPoolExecutor" and cls.__module__ == "concurrent.futures.thread":
+            return True
+    return False
 
 
 def _is_process_pool(cls: type) -> bool:
