@@ -24,12 +24,15 @@ import gevent
 import pytest
 from gevent import monkey
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from greendefer import (
     ExecutorFailed,
     ExecutorPool,
     GreendeferError,
     NativeThreadPool,
+    WouldDeadlock,
+    blocking_from_greenlet,
     wait_for_deferred,
 )
 from greendefer._carriers import executors, native, threads
@@ -107,6 +110,121 @@ def test_a_call_that_is_cancelled_in_its_executors_queue(result: Any) -> None:
         assert wait_for_deferred(running, 20)
         wait_for_deferred(last, 20)
         assert ran == ["last"]
+
+
+def test_a_call_waits_for_one_that_another_slot_will_be_free_for(result: Any) -> None:
+    """Slots of an executor can't be lent. But only where all of them are held by calls that wait so
+    is there no end to it."""
+    with ThreadPoolExecutor(4) as executor:
+        pool: Any = ExecutorPool(executor, 2)
+        inner: list[Any] = []
+
+        @blocking_from_greenlet
+        def call_inner() -> Any:
+            inner.append(pool.submit(len, "four"))
+            return inner[-1]
+
+        def held(f: Any) -> tuple[Any, Any]:
+            lock = threading.Lock()
+            lock.acquire()
+            return lock, pool.submit(lambda: lock.acquire() and f())
+
+        lock, first = held(int)
+        heard = result(pool.submit(call_inner))
+        while not inner:
+            gevent.sleep(0.001)
+        assert inner[0].is_queued
+        assert not heard.fired.is_set()
+        lock.release()
+        assert heard.get() == 4
+        assert wait_for_deferred(first, 20) == 0
+
+        # Both wait: the last of them is told.
+        locks, calls = zip(*(held(call_inner) for _ in range(2)), strict=True)
+        heard_both = [result(call) for call in calls]
+        while not all(call.is_running for call in calls):
+            gevent.sleep(0.001)
+        for lock in locks:
+            lock.release()
+        values = [each.get() for each in heard_both]
+        (refused,) = (each for each in values if isinstance(each, Failure))
+        assert refused.type is WouldDeadlock, refused
+        assert 4 in values
+        wait_for_deferred(pool.close(), 20)
+
+
+class StrangeExecutor(Executor):
+    """It returns no futures, or those of a kind of its own."""
+
+    def __init__(self, returns: Any) -> None:
+        self.returns = returns
+
+    def submit(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.returns
+
+
+class StrangeFuture(Future[Any]):
+    def exception(self, timeout: float | None = None) -> Any:
+        raise OSError("lost")
+
+
+def test_executors_whose_futures_are_none(result: Any, stats: Any) -> None:
+    pool = ExecutorPool(StrangeExecutor(None), 1)
+    failed = result(pool.submit(len, "four")).get().value
+    assert type(failed) is ExecutorFailed
+    assert "returned None, and no future" in str(failed)
+    future = StrangeFuture()
+    future.set_result(4)
+    pool = ExecutorPool(StrangeExecutor(future), 1)
+    failed = result(pool.submit(len, "four")).get().value
+    assert type(failed) is ExecutorFailed
+    assert "which failed: OSError('lost')" in str(failed)
+    assert stats(pool).failed == 1
+
+
+def test_a_process_pool_that_its_owner_has_shut_down(result: Any) -> None:
+    executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    executor.shutdown()
+    failed = result(ExecutorPool(executor, 1).submit(len, "four")).get().value
+    assert type(failed) is ExecutorFailed
+    assert "after shutdown" in str(failed), failed
+
+
+def test_a_call_that_is_cancelled_while_its_executor_is_made(gate: Any, result: Any) -> None:
+    """Where that waits, the reactor goes on, if it is a greenlet that waits."""
+    if not monkey.is_module_patched("threading"):
+        pytest.skip("it is made in the reactor's greenlet, which must not wait")
+    ran: list[int] = []
+    with ThreadPoolExecutor(1) as executor:
+        pool = ExecutorPool(lambda: gate(executor), 2)
+        first, second = pool.submit(ran.append, 1), pool.submit(ran.append, 2)
+        third = pool.submit(ran.append, 3)
+        assert gate.entered.wait(10)
+        heard = result(first), result(third)
+        first.cancel()
+        third.cancel()
+        assert [each.error() for each in heard] == [CancelledError] * 2
+        gate.opened.set()
+        wait_for_deferred(second, 20)
+        wait_for_deferred(pool.close(), 20)
+    assert ran == [2]
+
+
+def test_an_executor_that_can_not_be_made_for_a_call_that_is_cancelled(
+    gate: Any, result: Any, stats: Any
+) -> None:
+    if not monkey.is_module_patched("threading"):
+        pytest.skip("it is made in the reactor's greenlet, which must not wait")
+    pool = ExecutorPool(lambda: gate(ValueError("none today")), 1)
+    d = pool.submit(len, "four")
+    assert gate.entered.wait(10)
+    heard = result(d)
+    d.cancel()
+    assert heard.error() is CancelledError
+    gate.opened.set()
+    assert result(pool.submit(len, "four")).error() is ExecutorFailed
+    s = stats(pool)
+    assert (s.cancelled, s.failed, s.lingering) == (1, 1, 0)
 
 
 class HereExecutor(Executor):

@@ -33,14 +33,28 @@ def wait_begins(waiter: Call, call: Call) -> None:
                 "can ever go on."
             )
         seen = seen.waits_for
-    if call.is_queued and not call.pool._can_nest and _lender_for(waiter, call) is not None:
-        raise WouldDeadlock(
-            f"{waiter.name} waits for {call.name}, which is queued behind it on the same worker, "
-            f"{call.pool!r}. Call the function itself instead, or submit it to a pool."
-        )
     waiter.waits_for = call
+    if _never_ends(waiter, set()):
+        waiter.waits_for = None
+        raise WouldDeadlock(
+            f"{waiter.name} waits for {call.name}, which is queued behind it, or waits for what "
+            f"is so, on {call.pool!r}. Call the function itself instead, or use another pool."
+        )
     call.waiters = call.waiters | {waiter}
     lend_along(waiter)
+
+
+def _never_ends(waiter: Call, asked: set[Call]) -> bool:
+    """Does it wait, in the end, for a call that starts when one of those that have a slot ends,
+    where slots can't be lent, and none of these ever does?"""
+    asked.add(waiter)
+    call = waiter
+    while call.waits_for is not None:
+        call = call.waits_for
+    pool = call.pool
+    if call is waiter or not call.is_queued or pool._can_nest:
+        return False
+    return all(each in asked or _never_ends(each, asked) for each in pool._active_calls())
 
 
 def wait_ends(waiter: Call) -> None:

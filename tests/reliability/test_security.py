@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib
+import os
+import threading
 from typing import Any
 
 import gevent
@@ -16,6 +18,7 @@ from twisted.python.failure import Failure
 
 import greendefer
 from greendefer import (
+    ExecutorFailed,
     ExecutorPool,
     GreendeferError,
     GreenPool,
@@ -350,9 +353,27 @@ def _raise() -> None:
     raise Raises
 
 
+class NeedsTwo(Exception):
+    """As many are: it is pickled with its one argument, and made anew with that alone."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+
+
+class UnpicklesAsAnother(Exception):
+    def __reduce__(self) -> Any:
+        return int, (4,)
+
+
 def reply(kind: str) -> Any:
     if kind == "an error of no class":
         raise OfNoClass
+    if kind == "an error that needs two":
+        raise NeedsTwo(404, "not found")
+    if kind == "an error that holds a lock":
+        raise ValueError(threading.Lock())
+    if kind == "an error that is a number":
+        raise UnpicklesAsAnother
     return {"raises": RaisesInReply, "not pickled": RaisesWhenPickled, "unbound": Unbound}[kind]()
 
 
@@ -374,11 +395,38 @@ def processes() -> Any:
 
 def test_pickled_replies(processes: Any, result: Any) -> None:
     """Worker processes are trusted: unpickling runs what they say. A reply that can't be unpickled,
-    or pickled, is that call's error; where it breaks the executor, another takes its place."""
-    for kind in "raises", "not pickled", "unbound", "an error of no class":
+    or pickled, is that call's error, and nobody else's."""
+    worker = greendefer.wait_for_deferred(processes.submit(os.getpid), 30)
+    errors = {}
+    for kind in (
+        "raises",
+        "not pickled",
+        "unbound",
+        "an error of no class",
+        "an error that needs two",
+        "an error that is a number",
+        "an error that holds a lock",
+    ):
         got = result(processes.submit(reply, kind)).get()
         assert isinstance(got, Failure), got
-    assert greendefer.wait_for_deferred(processes.submit(len, "four"), 30) == 4
+        errors[kind] = got.value
+    assert greendefer.wait_for_deferred(processes.submit(os.getpid), 30) == worker
+    for kind, words in {
+        "raises": "what it returned can't be unpickled: ",
+        "an error that needs two": "its error, NeedsTwo: 404: not found, can't be unpickled: ",
+        "an error that holds a lock": "its error can't be pickled: ValueError: ",
+        "an error that is a number": "can't be unpickled: TypeError('it unpickles as 4')",
+    }.items():
+        assert type(errors[kind]) is ExecutorFailed
+        assert words in str(errors[kind]), errors[kind]
+    assert type(errors["an error of no class"]) is GreendeferError
+
+
+def test_the_traceback_in_the_process_is_kept(processes: Any, result: Any) -> None:
+    got = result(processes.submit(int, "four")).get()
+    assert got.type is ValueError
+    assert "invalid literal" in str(got.value)
+    assert "run_pickled" in str(got.value.__cause__)
 
 
 def test_arguments_that_cannot_be_pickled(processes: Any, result: Any) -> None:

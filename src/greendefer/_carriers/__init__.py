@@ -118,6 +118,10 @@ class WorkItem:
         except IndexError:
             return False
 
+    @property
+    def is_taken(self) -> bool:
+        return not self._takers
+
     def offer(self) -> None:
         """Let somebody else take it."""
         self._takers.append(True)

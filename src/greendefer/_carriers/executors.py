@@ -9,7 +9,8 @@ import sys
 from _queue import Empty
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
 from .._patched import is_patched, original
 from . import WorkItem
 from .native import ENDING_SECONDS, native_sleep
-from .pickling import pickled, run_pickled
+from .pickling import pickled, result_of, run_pickled
 from .threads import execute
 
 if TYPE_CHECKING:
@@ -71,22 +72,26 @@ class ExecutorCarrier:
     def _submit_all(self) -> None:
         while self._to_submit:
             item = self._to_submit.popleft()
-            if item.claim():
-                try:
-                    self._submit(item)
-                except BaseException as e:  # pickling runs code of the arguments' own
-                    error = e
-                    if not issubclass(type(e), GreendeferError):  # see Call.end()
-                        what = self._executor or "what should make the executor"
-                        error = ExecutorFailed(f"{item.name}: {shown(what)} refused it: {shown(e)}")
-                        error.__cause__ = e
+            mine = False
+            try:
+                if not item.is_taken:
+                    executor = self._executor
+                    if executor is None or self._is_broken:
+                        executor = self._replace(executor)
+                    mine = item.claim()  # unless it was withdrawn while that was made
+                    if mine:
+                        self._submit(item, executor)
+            except BaseException as e:  # pickling runs code of the arguments' own
+                error = e
+                if not issubclass(type(e), GreendeferError):  # see Call.end()
+                    what = self._executor or "what should make the executor"
+                    error = ExecutorFailed(f"{item.name}: {shown(what)} refused it: {shown(e)}")
+                    error.__cause__ = e
+                if mine or item.claim():
                     item.end(failed_with(error))
         self._submits = False
 
-    def _submit(self, item: WorkItem) -> None:
-        executor = self._executor
-        if executor is None or self._is_broken:
-            executor = self._replace(executor)
+    def _submit(self, item: WorkItem, executor: Executor) -> None:
         submit: Callable[[Executor, Any], Future[Any] | None] = _submit_to
         what: Any = item
         if _has_threads(executor):
@@ -107,9 +112,7 @@ class ExecutorCarrier:
         if what is not item:
             # Nobody tells us when a process really starts it. A thread does by itself.
             item.begun()
-        future.add_done_callback(  # in whichever thread
-            lambda future: self._runtime.deliver(lambda _: self._done(item, executor, future), None)
-        )
+        future.add_done_callback(partial(self._has_ended, item, executor))
 
     @property
     def _can_replace(self) -> bool:
@@ -127,20 +130,35 @@ class ExecutorCarrier:
         self._is_broken = False
         return executor
 
+    def _has_ended(self, item: WorkItem, executor: Executor, future: Future[Any]) -> None:
+        """In whichever thread."""
+        value: Any = None
+        error: BaseException | None
+        try:
+            value, error = result_of(item.name, future)
+        except CancelledError:
+            error = ExecutorFailed(f"{item.name} was dropped: {shown(executor)} was shut down")
+        except BaseException as e:  # such a future is somebody else's
+            error = ExecutorFailed(
+                f"{item.name} ran on {shown(executor)}, which failed: {shown(e)}"
+            )
+            error.__cause__ = e
+        self._runtime.deliver(lambda _: self._done(item, executor, value, error), None)
+
     # In the reactor's thread.
 
-    def _done(self, item: WorkItem, executor: Executor, future: Future[Any]) -> None:
+    def _done(
+        self, item: WorkItem, executor: Executor, value: Any, error: BaseException | None
+    ) -> None:
         self._submitted -= 1
         call = item.call
         if call.carried_by is not item:
             return  # it was withdrawn
-        result: Any
-        if future.cancelled():
-            result = ExecutorFailed(f"{call.name} was dropped: {shown(executor)} was shut down")
-        elif (error := future.exception()) is None:
-            call.end(future.result())
+        if error is None:
+            call.end(value)
             return
-        elif issubclass(type(error), BrokenExecutor):
+        result: Any = error
+        if issubclass(type(error), BrokenExecutor) and type(error) is not ExecutorFailed:
             if executor is self._executor:
                 self._is_broken = self._can_replace
             result = ExecutorFailed(
@@ -153,8 +171,6 @@ class ExecutorCarrier:
                 )
             )
             result.__cause__ = error
-        else:
-            result = error
         call.end(failed_with(result))
 
     def kill(self, call: Call) -> None:
@@ -229,8 +245,10 @@ def _submit_to(executor: Any, data: bytes) -> Future[Any]:
     """
     if not any(map(_is_process_pool, type(executor).__mro__)):
         future: Future[Any] = executor.submit(run_pickled, data)
+        if not hasattr(future, "add_done_callback"):
+            raise TypeError(f"its submit() returned {shown(future)}, and no future")
         return future
-    if not executor._broken:
+    if not executor._broken and not executor._shutdown_thread:
         _get_ready(executor)
     try:
         future = executor.submit(run_pickled, data)

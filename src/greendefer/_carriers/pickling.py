@@ -11,6 +11,7 @@ import importlib
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.python.reflect import safe_str
 
-from .._errors import GreendeferError
+from .._errors import ExecutorFailed, GreendeferError, shown
 
 if TYPE_CHECKING:
     from .._admission import Call
@@ -43,11 +44,91 @@ def pickled(call: Call) -> bytes:
 
 
 def run_pickled(data: bytes) -> Any:
-    """Run a call. In the worker process."""
-    f, args, kwargs, around = pickle.loads(data)
-    if around is not None:
-        f = partial(_run_inside, around, f)
-    return copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
+    """Run a call. In the worker process.
+
+    What comes of it is pickled here, too. A reply that a process pool can't unpickle breaks it
+    (concurrent/futures/process.py, wait_result_broken_or_wakeup), and all other calls in it are
+    lost.
+
+    :returns: a :class:`Reply`; or the result, which the executor's own pickler may be able to send.
+    :raises Raised: what it has raised.
+    """
+    try:
+        f, args, kwargs, around = pickle.loads(data)
+        if around is not None:
+            f = partial(_run_inside, around, f)
+        result = copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
+    except BaseException as e:
+        raised = Raised(_pickled_or_none(e), _said(e))
+        raised.__traceback__ = e.__traceback__
+    else:
+        pickled_result = _pickled_or_none(result)
+        return result if pickled_result is None else Reply(pickled_result)
+    raise raised  # without a context: the executor would ask that for its class, and more
+
+
+class Reply:
+    """What a call has returned, pickled."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class Raised(Exception):
+    """What a call has raised, pickled, if it could be, and as text."""
+
+    def __init__(self, data: bytes | None, said: str) -> None:
+        super().__init__(data, said)
+        self.data = data
+        self.said = said
+
+    def __str__(self) -> str:
+        return self.said
+
+
+def _said(e: BaseException) -> str:
+    name = type(e).__name__
+    try:
+        return f"{name}: {safe_str(e)}"
+    except BaseException:  # that asks for its class
+        return name
+
+
+def _pickled_or_none(value: Any) -> bytes | None:
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except BaseException:  # it runs code of the value's own
+        return None
+
+
+def result_of(name: str, future: Future[Any]) -> tuple[Any, BaseException | None]:
+    """What the call `name` has come to: a value, or an error. In whichever thread: unpickling takes
+    its time.
+
+    :raises concurrent.futures.CancelledError: it was never run.
+    """
+    error: Any = future.exception()
+    try:
+        if error is None:
+            value = future.result()
+            return (pickle.loads(value.data) if type(value) is Reply else value), None
+        if type(error) is not Raised:
+            return None, error
+        if error.data is None:
+            failed = ExecutorFailed(f"{name} failed, and its error can't be pickled: {error.said}")
+            failed.__cause__ = error.__cause__  # the traceback there, as text
+            return None, failed
+        raised = pickle.loads(error.data)
+        if not issubclass(type(raised), BaseException):
+            raise TypeError(f"it unpickles as {shown(raised)}")
+        raised.__traceback__ = error.__traceback__
+        raised.__cause__ = error.__cause__
+        return None, raised
+    except BaseException as e:
+        what = "what it returned" if error is None else f"its error, {error.said},"
+        failed = ExecutorFailed(f"{name} has ended, but {what} can't be unpickled: {shown(e)}")
+        failed.__cause__ = e
+        return None, failed
 
 
 def _run_inside(
