@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from greendefer import (
     green_deferred,
     wait_for_deferred,
     wait_for_greenlet,
+    with_options,
 )
 
 
@@ -242,6 +244,18 @@ class TestBlockingFromGreenlet:
     def test_in_a_thread_it_runs_in_the_reactors_greenlet(self, reactor: Any) -> None:
         seen = in_thread(blocking_from_greenlet(gevent.getcurrent))
         assert seen is reactor.cooperative_wait.greenlet
+
+    @pytest.mark.parametrize("timeout", [math.inf, 1e10, 100_000.0])
+    def test_a_long_timeout_in_a_thread(self, timeout: float) -> None:
+        """Longer than a thread may sleep at once."""
+        f = with_options(later, timeout=timeout)
+        assert in_thread(f, 1) == 1
+
+    def test_a_timeout_that_takes_more_than_one_sleep(self, monkeypatch: Any) -> None:
+        monkeypatch.setattr(_crossing, "LONGEST_SLEEP", 0.001)
+        with pytest.raises(CallTimeout):
+            in_thread(blocking_from_greenlet(timeout=0.01)(Deferred))
+        assert in_thread(with_options(later, timeout=10), 1) == 1
 
     def test_timeout_in_a_thread(self) -> None:
         cancelled = Event()

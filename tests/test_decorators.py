@@ -15,6 +15,7 @@ import traceback
 import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import gevent
@@ -87,6 +88,11 @@ class Client:
     @blocking_from_greenlet
     def lookup_class(cls, key: str) -> Deferred[tuple[str, str]]:
         return cls.class_inside(key)
+
+
+class Picklable(Client):
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class Callable_:
@@ -192,6 +198,24 @@ class TestWhatSurvives:
         assert copy.copy(plain) is plain
         assert copy.deepcopy({"call": plain})["call"] is plain
         assert pickle.loads(pickle.dumps(plain)) is plain
+
+    @pytest.mark.parametrize("name", ["method", "class_inside", "class_outside", "lookup"])
+    def test_bound_ones_as_methods_are(self, name: str) -> None:
+        client = Picklable("a")
+        bound = getattr(client, name)
+        assert copy.copy(bound) is bound
+        copies = [copy.deepcopy(bound), pickle.loads(pickle.dumps(bound))]
+        copies.append(copy.deepcopy({"a client": client, "its method": bound})["its method"])
+        client.name = "another"
+        expected = "Picklable" if name.startswith("class") else "a"
+        for each in copies:
+            got = each("k")
+            if name == "lookup":
+                got = green_deferred(each)("k")
+            assert wait_for_deferred(got) == (expected, "k")
+
+    def test_a_static_one_as_a_function(self) -> None:
+        assert copy.deepcopy(Client.static_outside).__wrapped__ is Client.static_outside.__wrapped__
 
 
 class TestResults:
@@ -320,16 +344,35 @@ class TestContexts:
         d = twisted_context.call({"a": 1}, twisted_context.call, {"b": 2}, defer_to_greenlet, get)
         assert wait_for_deferred(d) == [1, 2]
 
+    def test_keyword_arguments_of_any_name(self) -> None:
+        """In a log context, and inside of what is around the calls of a pool."""
+
+        def get(**kwargs: Any) -> Any:
+            return kwargs
+
+        names = {"func": 1, "ctx": 2, "f": 3, "self": 4, "args": 5, "pool": 6, "context": 7}
+        for pool in GreenPool(1), GreenPool(1, around=nullcontext):
+            assert wait_for_deferred(pool.submit(get, **names)) == names
+            d = twisted_context.call({"system": "x"}, lambda pool=pool: pool.submit(get, **names))
+            assert wait_for_deferred(d) == names
+            get_them = green_deferred(pool=pool)(get)
+            d = twisted_context.call({"system": "x"}, lambda get=get_them: get(**names))
+            assert wait_for_deferred(d) == names
+
     def test_blocking_from_greenlet_in_a_thread_sees_contextvars(self) -> None:
         @blocking_from_greenlet
         def get() -> str:
             return variable.get()
 
-        def thread() -> str:
-            variable.set("of the thread")
-            return get()
+        @blocking_from_greenlet
+        async def get_async() -> str:
+            return variable.get()
 
-        assert gevent.get_hub().threadpool.apply(thread) == "of the thread"
+        def thread() -> tuple[str, str]:
+            variable.set("of the thread")
+            return get(), get_async()
+
+        assert gevent.get_hub().threadpool.apply(thread) == ("of the thread", "of the thread")
 
 
 class TestOptions:

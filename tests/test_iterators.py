@@ -1368,6 +1368,22 @@ def test_an_iterable_whose_own_code_raises_a_type_error(in_reactor: Callable[...
         in_reactor(lambda: Deferred.fromCoroutine(main()))
 
 
+def test_whoever_iterates_over_a_method_does_not_ask_its_object(
+    in_reactor: Callable[..., Any],
+) -> None:
+    """What it is called in messages is not for its ``repr()`` to say, which may take its time."""
+
+    class Table:
+        def __repr__(self) -> str:
+            raise AssertionError("asked")
+
+        @green_iterator
+        def rows(self) -> Any:
+            yield from (1, 2)
+
+    assert in_reactor(lambda: collect(Table().rows())) == [1, 2]
+
+
 def test_an_iterator_that_was_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     unraisable: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)

@@ -12,6 +12,7 @@ from typing import Any
 import gevent
 import gevent.local
 import pytest
+from gevent import monkey
 from gevent.event import Event
 from greenlet import GreenletExit
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -20,6 +21,7 @@ import greendefer
 from greendefer import (
     CallTimeout,
     GreenPool,
+    NativeThreadPool,
     PoolClosed,
     PoolFull,
     Timeouts,
@@ -32,6 +34,11 @@ from greendefer import (
 def submit(pool: GreenPool, f: Any, *args: Any, **options: Any) -> Deferred[Any]:
     """Submit with options, as a decorated function does."""
     return greendefer.green_deferred(pool=pool, **options)(f)(*args)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        gevent.sleep(0)
 
 
 class TestLimits:
@@ -387,9 +394,46 @@ class TestCancelling:
             each.opened.set()
         assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
         assert stats(pool).lingering == 0
-        assert failing.called
+        assert not failing.called
+        failing.errback(ValueError("later still"))
         del calls, failing, late
         gc.collect()
+
+    def test_an_abandoned_call_goes_on_in_the_deferred_that_it_has_returned(
+        self, gate: Any, result: Any, stats: Any
+    ) -> None:
+        """Before it is abandoned, or after that; and if it is out of time."""
+        pool = GreenPool(1)
+        steps: list[Deferred[Any]] = []
+        paid: list[int] = []
+
+        def pay(gate: Any = None) -> Deferred[Any]:
+            if gate is not None:
+                gate()
+            steps.append(Deferred())
+            return steps[-1].addCallback(paid.append)
+
+        d = submit(pool, pay, on_cancel="abandon")
+        wait_until(lambda: len(steps) == 1)
+        heard = result(d)
+        d.cancel()
+        assert heard.error() is CancelledError
+
+        d = submit(pool, pay, gate, on_cancel="abandon")
+        assert gate.entered.wait(10)
+        heard = result(d)
+        d.cancel()
+        gate.opened.set()
+        wait_until(lambda: len(steps) == 2)
+        assert heard.error() is CancelledError
+
+        timeouts = Timeouts(total=0.01, on_expiry="abandon")
+        assert result(submit(pool, pay, timeout=timeouts)).error() is CallTimeout
+        for n, step in enumerate(steps):
+            step.callback(n)
+        assert paid == [0, 1, 2]
+        s = stats(pool)
+        assert (s.cancelled, s.timed_out, s.completed) == (2, 1, 0)
 
 
 class TestTimeouts:
@@ -477,6 +521,20 @@ class TestClose:
         assert second.get() is None
         assert first.get() is None
         assert heard.error() is PoolClosed
+
+    def test_whoever_does_not_wait_for_it_does_not_stop_it(
+        self, gate: Any, result: Any, stats: Any
+    ) -> None:
+        pool = GreenPool(1)
+        heard = result(pool.submit(gate))
+        assert gate.entered.wait(10)
+        closed = pool.close(grace=0.02)
+        closed.addErrback(lambda f: f.trap(CancelledError))
+        closed.cancel()
+        assert heard.error() is PoolClosed
+        assert gate.ended.wait(10)
+        while stats(pool).lingering:
+            gevent.sleep(0)
 
     def test_waits_for_those_that_linger(self, gate: Any, result: Any) -> None:
         pool = GreenPool(1)
@@ -752,13 +810,17 @@ class TestCancellersThatRaise:
         assert [event["failure"].type for event in errors] == [ZeroDivisionError]
         logged[:] = [event for event in logged if not event["isError"]]
 
-    def test_late(self, gate: Any, stats: Any, logged: Any) -> None:
-        pool = GreenPool(1)
-        d = submit(pool, lambda: gate() and self.broken(), on_cancel="abandon")
-        assert gate.entered.wait(10)
+    def test_late(self, logged: Any) -> None:
+        """Of a call that can't be killed, so it returns one although it was cancelled."""
+        pool = NativeThreadPool(1)
+        lock = monkey.get_original("_thread", "allocate_lock")()
+        lock.acquire()
+        d: Any = pool.submit(lambda: lock.acquire() and self.broken())
+        wait_until(lambda: d.is_running)
         d.addErrback(lambda f: f.trap(CancelledError))
         d.cancel()
-        drain(pool, gate, stats)
+        lock.release()
+        wait_for_deferred(pool.close(), 20)
         self.expect_logged(logged)
 
     def test_at_expiry(self, result: Any, stats: Any, logged: Any) -> None:

@@ -146,6 +146,58 @@ class TestStop:
             """
         )
 
+    @pytest.mark.parametrize("kind", ["green", "stock"])
+    @pytest.mark.parametrize("how", ["in time", "never", "by then", "no grace"])
+    def test_with_a_deferred_that_a_call_has_returned(
+        self, kind: str, how: str, run_program: Any
+    ) -> None:
+        """It has its grace, as the call had before; then it is cancelled, and the call fails."""
+        run_program(
+            """
+            import sys
+            import gevent, greendefer
+            from greendefer.shutdown import set_shutdown_grace
+            kind, how = sys.argv[1:]
+            if kind == "green":
+                greendefer.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred
+            from twisted.internet.task import deferLater
+            set_shutdown_grace(20 if how == "in time" else 0 if how == "no grace" else 0.1, 0.1)
+            pool = greendefer.GreenPool(2)
+            fired, cancelled, open = [], [], []
+            def call():
+                open.append(1)
+                if how == "in time":
+                    return deferLater(reactor, 0.2, str, "its value")
+                return Deferred(cancelled.append)
+            def late():
+                gevent.sleep(0.05)  # it runs when the reactor is told to stop
+                return call()
+            if how == "by then":
+                d = pool.submit(late)
+                reactor.callWhenRunning(reactor.stop)
+            else:
+                d = pool.submit(call)
+                def look():
+                    if open:
+                        reactor.callLater(0.01, reactor.stop)  # it is known here by then
+                    else:
+                        reactor.callLater(0.001, look)
+                reactor.callWhenRunning(look)
+            d.addBoth(lambda r: fired.append(getattr(r, "type", r)))
+            reactor.run()
+            if how == "in time":
+                assert fired == ["its value"] and not cancelled, (fired, cancelled)
+            else:
+                assert fired == [greendefer.PoolClosed], fired
+                assert len(cancelled) == 1, cancelled
+            s = pool.stats()
+            assert s.completed + s.cancelled == 1, s
+            """,
+            args=[kind, how],
+        )
+
     def test_with_a_call_that_swallows_the_kill(self, run_program: Any) -> None:
         run_program(
             """

@@ -29,9 +29,11 @@ from greendefer import (
     CallTimeout,
     GreenIterator,
     GreenPool,
+    NativeThreadPool,
     PoolClosed,
     PoolFull,
     Timeouts,
+    blocking_from_greenlet,
     defer_to_greenlet,
     green_proxy,
     wait_for_deferred,
@@ -311,6 +313,94 @@ class TestMethods:
         assert heard.error() is CancelledError
         assert client.log == []
         assert pool.stats().cancelled == 1
+
+    def test_one_that_is_refused_when_somebody_else_has_it_begin(
+        self, gate: Any, in_reactor: Any, reactor: Any, result: Any
+    ) -> None:
+        """It fires in the reactor's greenlet all the same."""
+        pool = GreenPool(1, max_queued=0)
+        p = green_proxy(Client(), pool=pool)
+        blocker = pool.submit(gate)
+        assert gate.entered.wait(10)
+        other = green_proxy(Client(), pool=GreenPool(1))
+        heard = result(p.get("k"))
+
+        async def have_all_begin() -> None:
+            await other.get("k")
+
+        wait_for_deferred(Deferred.fromCoroutine(have_all_begin()))
+        assert heard.error() is PoolFull
+        assert heard.greenlets == in_reactor(lambda: [gevent.getcurrent()])
+        gate.opened.set()
+        wait_for_deferred(blocker)
+
+    def test_blocking_code_waits_for_one(self, client: Any) -> None:
+        """It is an async context manager as well, which nobody has asked for."""
+
+        @blocking_from_greenlet
+        def get(k: str) -> Any:
+            return client.get(k)
+
+        expected = wait_for_deferred(client.get("k"))
+        assert get("k") == expected
+        assert blocking_from_greenlet(client.get)("k") == expected
+        assert wait_for_deferred(NativeThreadPool(1).submit(get, "k")) == expected
+
+    def test_cancelling_one_that_was_entered_or_iterated_over(
+        self, client: Any, in_reactor: Any
+    ) -> None:
+        async def main() -> None:
+            call = client.session()
+            async with call:
+                call.cancel()
+            call = client.pages(2)
+            async for _ in call:
+                call.cancel()
+            assert not call.called
+
+        in_reactor(main)
+
+    @pytest.mark.parametrize("kind", ["green", "stock"])
+    def test_those_that_are_made_as_the_reactor_stops(self, kind: str, run_program: Any) -> None:
+        """They fire, as all others do: also those that wait for a turn that never comes."""
+        run_program(
+            """
+            import sys
+            import gevent, greendefer
+            from greendefer.shutdown import set_shutdown_grace
+            if sys.argv[1] == "green":
+                greendefer.install()
+            from twisted.internet import reactor
+            from twisted.internet.defer import Deferred
+            set_shutdown_grace(0.01, 0.01)
+            client = greendefer.green_proxy([1, 2], pool=greendefer.GreenPool(1))
+            blocks = greendefer.GreenPool(2)
+            fired, errors = [], []
+            def call(_=None):
+                client.count(1).addBoth(lambda r: fired.append(getattr(r, "type", r)))
+            def block():
+                # As it is ended it is out of the reactor's turns.
+                d = blocks.submit(gevent.sleep, 3600)
+                d.addErrback(lambda f: errors.append(f.type)).addCallback(call)
+            def last():
+                block()
+                hold = Deferred()
+                reactor.callLater(0.05, hold.callback, None)
+                return hold
+            def start():
+                block()
+                reactor.addSystemEventTrigger("before", "shutdown", last)
+                reactor.addSystemEventTrigger("during", "shutdown", call)
+                reactor.addSystemEventTrigger("after", "shutdown", call)
+                reactor.stop()
+            reactor.callWhenRunning(start)
+            reactor.run()
+            assert errors == [greendefer.PoolClosed] * 2, errors
+            assert len(fired) == 4, fired
+            assert fired[1:] == [greendefer.PoolClosed] * 3, fired
+            """,
+            args=[kind],
+        )
 
     def test_a_full_pool_and_a_closed_one(self, gate: Any, in_reactor: Any) -> None:
         pool = GreenPool(1, max_queued=0)

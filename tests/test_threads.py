@@ -93,13 +93,18 @@ class TestThreads:
             greendefer.install(threads="green")
             from twisted.internet import reactor
             from twisted.internet.threads import deferToThread
+            from twisted.python import log
             reactor.suggestThreadPoolSize(2)
             ends = []
+            log.addObserver(lambda event: logged.append(log.textFromEventDict(event)))
+            logged = []
             for _ in range(4):
                 deferToThread(gevent.sleep, 3600).addErrback(lambda f: ends.append(f.type))
             reactor.callLater(0.01, reactor.stop)
             reactor.run()
             assert ends[:2] == [greendefer.PoolClosed] * 2, ends
+            assert len(ends) == 4
+            assert not any("swallowed" in str(text) for text in logged), logged
             """
         )
 

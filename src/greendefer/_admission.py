@@ -78,6 +78,7 @@ class Call(Deferred[Any]):
     :ivar hosted: the pool whose calls run inside of this one: see :meth:`GreenPool.worker`.
     :ivar observer: what tells the hooks, if there are any.
     :ivar was_killed: it was told to end.
+    :ivar was_abandoned: nobody hears it any more, and it may do to its end what it does.
     :ivar is_leaving: the function has returned, and the pool's `around` context manager is
         exiting: the call can't be killed now.
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
@@ -96,6 +97,7 @@ class Call(Deferred[Any]):
 
     carried_by: Any = None
     was_killed: bool = False
+    was_abandoned: bool = False
     is_leaving: bool = False
     borrower: Call | None = None
     waiters: frozenset[Call] = frozenset()
@@ -215,9 +217,11 @@ class Call(Deferred[Any]):
         args, kwargs, context, log_context = self._ingredients
         if log_context is None:
             return context.run(f, *args, **kwargs)
-        return context.run(twisted_context.call, log_context, f, *args, **kwargs)
+        if kwargs:  # some may have the names of its own parameters
+            f = partial(f, **kwargs)
+        return context.run(twisted_context.call, log_context, f, *args)
 
-    def _run_inside(self, *args: Any, **kwargs: Any) -> Any:
+    def _run_inside(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function inside of what its pool has around each call."""
         around = self.pool.around
         assert around is not None
@@ -248,6 +252,7 @@ class Call(Deferred[Any]):
                 # Its own time goes on until that one has fired; its slot does not.
                 self.settle("completed")
                 self._inner = result
+                pool._unfired.add(self)
                 result.addBoth(lambda value: pool._runtime.deliver(self.fire, value))
             else:
                 self.outcome = outcome
@@ -261,7 +266,8 @@ class Call(Deferred[Any]):
                 pool._lingering -= 1
             if returned_deferred:
                 result.addErrback(lambda _: None)
-                cancel_quietly(result)
+                if not self.was_abandoned:
+                    cancel_quietly(result)
         pool._finish(self)
         if self._inner is not None and is_call(self._inner):
             try:
@@ -307,8 +313,7 @@ class Call(Deferred[Any]):
         else:
             doing = "was still running on"
         error = CallTimeout(f"{self.name} {doing} {self.pool}: its limit is {timeouts}")
-        how = timeouts.on_expiry or ("kill" if self.pool._carrier.can_kill else "abandon")
-        self.pool._give_up(self, "timed_out", how)
+        self.pool._give_up(self, "timed_out", timeouts.on_expiry or "kill")
         self.report()
         if not self.called:  # as a canceller of what it waited for may have done
             self.errback(Failure(error))
@@ -335,11 +340,16 @@ class Call(Deferred[Any]):
             result = Failure(self.closed_error())
         if self._inner is not None:
             self._inner = None
+            self.pool._is_not_open(self)
             if isinstance(result, Failure):
                 self.settle("failed")
         if self.observer is not None:
             self.report()
         self.callback(result)
+
+    def refuse(self, failure: Failure) -> None:
+        """Fail at once: it never runs."""
+        self.errback(failure)
 
     def report(self) -> None:
         """Tell the hooks, once, that it ends."""
@@ -431,12 +441,16 @@ class Pool:
         self._carrier: Carrier
         self._queue: OrderedDict[Call, None] = OrderedDict()
         self._active: set[Call] = set()
+        self._unfired: set[Call] = (
+            set()
+        )  # they have ended, but a Deferred that they returned has not
         self._submitted = self._running = self._lingering = self._queued = 0
         self._outcomes = dict.fromkeys(
             ("completed", "failed", "cancelled", "timed_out", "rejected"), 0
         )
         self._closed = False
         self._closers: list[Deferred[None]] = []
+        self._openers: list[Deferred[None]] = []
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name is not None else ""
@@ -523,12 +537,14 @@ class Pool:
                 runtime.deliver(closed.callback, None)
             return closed
         self._reject_queued(runtime)
-        closed = self._when_idle()
+        idle = self._when_idle()
         if grace == 0:
-            self._kill_all(closed)
+            self._kill_all(idle)
         elif grace is not None and self._active:
-            deadline = runtime.deadlines.at(runtime.now() + grace, partial(self._kill_all, closed))
-            closed.addBoth(_stop_deadline, deadline)
+            deadline = runtime.deadlines.at(runtime.now() + grace, partial(self._kill_all, idle))
+            idle.addCallback(_stop_deadline, deadline)
+        closed = Deferred()  # whoever cancels it does not wait, but the grace is what it was
+        idle.chainDeferred(closed)
         return closed
 
     def _reject_queued(self, runtime: Runtime) -> None:
@@ -640,7 +656,7 @@ class Pool:
         call.settle("rejected")
         call.forget()
         call.report()
-        call.errback(Failure(error))
+        call.refuse(Failure(error))
 
     def _start(self, call: Call) -> None:
         call.state = READY
@@ -681,11 +697,15 @@ class Pool:
     def _give_up(self, call: Call, outcome: str, how: OnCancel) -> None:
         """`call` is about to fire with an error: end it, or let it linger."""
         call.stop_clock()
+        if how == "abandon":
+            call.was_abandoned = True
         if call.outcome is not None:  # its result is on the way, or it returned a Deferred
             call.settle(outcome)
             inner, call._inner = call._inner, None
             if inner is not None:
-                cancel_quietly(inner)
+                self._is_not_open(call)
+                if how == "kill":
+                    cancel_quietly(inner)
             return
         if call.state == QUEUED:
             self._remove_from_queue(call)
@@ -710,6 +730,23 @@ class Pool:
             self._fire_closers()
         return idle
 
+    def _is_not_open(self, call: Call) -> None:
+        """The Deferred that `call` returned has fired, or nobody waits for it any more."""
+        self._unfired.discard(call)
+        if not self._unfired:
+            openers, self._openers = self._openers, []
+            for fired in openers:
+                self._runtime.deliver(fired.callback, None)
+
+    def _when_all_fired(self) -> Deferred[None]:
+        """A Deferred for when no Deferred is open that a call has returned."""
+        fired: Deferred[None] = Deferred()
+        if self._unfired:
+            self._openers.append(fired)
+        else:
+            fired.callback(None)
+        return fired
+
     def _kill_all(self, closed: Deferred[None] | None = None) -> None:
         """Kill what still runs when the grace of :meth:`close` is over, and fire `closed`. Calls
         that were killed before are not killed again."""
@@ -722,9 +759,12 @@ class Pool:
     def _end_now(self, call: Call) -> None:
         """Kill a call whose time is over, unless it was killed already, or has ended. Where it
         can't be, its Deferred fires all the same."""
-        if call not in self._active:
+        if call in self._unfired:
+            self._runtime.deliver(call.fire, CLOSED)  # before what comes of it if it is cancelled
+            self._give_up(call, "cancelled", "kill")
+        elif call not in self._active:
             return
-        if call.outcome is None:
+        elif call.outcome is None:
             self._give_up(call, "cancelled", "kill")
             self._runtime.deliver(call.fire, CLOSED)
         elif not call.was_killed and self._carrier.can_kill:
@@ -759,6 +799,10 @@ class Pool:
     def _active_calls(self) -> list[Call]:
         """The calls that hold a slot."""
         return list(self._active)
+
+    def _open_calls(self) -> list[Call]:
+        """The calls that have returned a Deferred which has not fired."""
+        return list(self._unfired)
 
     def _start_in_slot_of(self, lender: Call, call: Call) -> None:
         """Start a queued call now, in the slot of one that waits for it.

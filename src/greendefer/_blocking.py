@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ._admission import is_deferred
 from ._behaviours import Behaviour
 from ._crossing import call_and_wait
 from ._policy import check_seconds
@@ -271,6 +272,7 @@ class Blocking(Behaviour):
     ) -> Any:
         def call() -> Any:
             result = wrapped(*args, **kwargs)
-            return result if type(result) is Deferred else as_blocking(result, self.timeout)
+            # A proxied method's call is both; what is returned from here is waited for.
+            return result if is_deferred(result) else as_blocking(result, self.timeout)
 
         return call_and_wait(call, self.timeout)

@@ -31,6 +31,9 @@ from .shutdown import add_first_trigger
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
+LONGEST_SLEEP = 86400.0
+"""Seconds that a thread sleeps at once. A queue refuses much more (``threading.TIMEOUT_MAX``)."""
+
 
 def _as_deferred(result: Any) -> Any:
     """What a function may return to be waited for, as a Deferred; a plain value as it is."""
@@ -132,7 +135,10 @@ class _Crossing:
     def _sleep_until_over(self, timeout: float | None) -> bool:
         until = None if timeout is None else monotonic() + timeout
         while not self._over:
-            if not self.sleeper.sleep(None if until is None else max(0.0, until - monotonic())):
+            left = None if until is None else max(0.0, until - monotonic())
+            if left is not None and left > LONGEST_SLEEP:
+                self.sleeper.sleep(LONGEST_SLEEP)
+            elif not self.sleeper.sleep(left):
                 return self._over
         return True
 
@@ -152,7 +158,7 @@ class _Crossing:
             return
         self._runtime = runtime = runtime_here()
         runtime.waits.add(self)
-        d = self._d = maybeDeferred(lambda: _as_deferred(self._context.run(self._f)))
+        d = self._d = maybeDeferred(self._context.run, lambda: _as_deferred(self._f()))
         if self._me is not None and isinstance(d, Call) and not d.called:
             try:
                 wait_begins(self._me, d)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from twisted.internet.defer import Deferred
 
 from ._behaviours import OnAPool, PoolChoice
+from ._errors import shown
 from ._policy import Timeouts, check_count
 from ._stream import Stream
 
@@ -131,7 +132,7 @@ class Iterates(OnAPool):
             Stream(
                 self.choose(wrapped, instance),
                 partial(wrapped, *args, **kwargs),
-                getattr(wrapped, "__qualname__", repr(wrapped)),
+                getattr(wrapped, "__qualname__", None) or shown(wrapped),
                 self.timeouts,
                 self.prefetch,
             )

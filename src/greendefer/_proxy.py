@@ -331,7 +331,7 @@ class Proxy(_ObjectProxy):
 class CallableProxy(Proxy):
     """A proxy of what can be called: a class, which becomes a factory of proxies, for instance."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> ProxyCall:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> ProxyCall:
         obj, rules = self.__wrapped__, self._self_rules
         method = Method(rules, rules.options_of("__call__"), self._self_place, obj)
         return method.wrapper(obj, None if isinstance(obj, type) else obj, args, kwargs)

@@ -113,7 +113,17 @@ class ProxyCall(Call):
             for waiter in self.waiters:
                 lend_along(waiter)
 
+    def refuse(self, failure: Failure) -> None:
+        # Whoever begins it now is perhaps not the one who has called.
+        runtime = self.pool._runtime
+        if runtime.stopped:
+            super().refuse(failure)
+        else:
+            runtime.deliver(self.fire, failure)
+
     def cancel(self) -> None:
+        if self._taken_over:
+            return  # nothing waits for it: cancel what waits for the block, or for an item
         if self._pending:
             self._pending = False
             self.forget()
@@ -210,7 +220,10 @@ def _begin_soon(call: ProxyCall) -> None:
     _pending.append(call)
     if _pending_runtime is not runtime:
         _pending_runtime = runtime
-        runtime.call_soon(begin_all)
+        if runtime.stopped:  # there is no next turn
+            begin_all()
+        else:
+            runtime.deliver(lambda _: begin_all(), None)
 
 
 def begin_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from copy import deepcopy
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,28 @@ else:
     _FunctionWrapper = wrapt.FunctionWrapper
 
 
+class _Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A decorated callable, bound: it is copied and pickled as a method is."""
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        instance = self._self_instance
+        return self if instance is None else getattr(deepcopy(instance, memo), self.__name__)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        instance = self._self_instance
+        return self.__qualname__ if instance is None else (getattr, (instance, self.__name__))
+
+
 class Decorated(_FunctionWrapper):
     """A decorated callable: wrapt keeps its signature, its name, and how it binds.
 
     Like a function, it is copied as itself, and pickled by its qualified name.
     """
+
+    __bound_function_wrapper__ = _Bound
 
     def __repr__(self) -> str:
         behaviour = behaviour_of(self)
@@ -75,7 +93,7 @@ class _SaysItIsSync:
         return _MadeSync(wrapped.__func__, self._self_wrapper)  # type: ignore[attr-defined]
 
 
-class _BoundMadeSync(_SaysItIsSync, wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+class _BoundMadeSync(_SaysItIsSync, _Bound):
     pass
 
 

@@ -30,7 +30,8 @@ def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
     :class:`~greendefer.PoolClosed`, and those that run have `running` seconds. Those left are
     killed, where that can be, and their Deferreds fail with :class:`~greendefer.PoolClosed` as
     well; then their ``finally`` blocks have `ending` seconds, in which they may wait, for Deferreds
-    too. The reactor is gone when they have ended, or after both times.
+    too. The reactor is gone when they have ended, or after both times. A call whose function has
+    returned a Deferred has the same time for that to fire; then it is cancelled.
 
     New calls may be made meanwhile, as services do while they stop. They go on for as long as
     something holds the shutdown back (a "before shutdown" trigger's Deferred), and are killed
@@ -102,7 +103,7 @@ class Shutdown:
         """The reactor was told to stop, and nobody has done anything about it yet."""
         for pool in self._pools():
             pool._reject_queued(self._runtime)
-            self._before += pool._active_calls()
+            self._before += pool._active_calls() + pool._open_calls()
 
     def _last_in_line(self) -> None:
         self._runtime.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
@@ -134,7 +135,9 @@ class Shutdown:
         runtime = self._runtime
         if not runtime.pools:
             return succeed(None)
-        DeferredList([pool._when_idle() for pool in self._pools()]).addCallback(done)
+        idle = DeferredList([pool._when_idle() for pool in self._pools()])
+        idle.addCallback(lambda _: DeferredList([p._when_all_fired() for p in self._pools()]))
+        idle.addCallback(done)
         runtime.deadlines.at(runtime.now() + _running, kill)
         return drained
 
@@ -147,6 +150,8 @@ class Shutdown:
         runtime.stopped = True
         for pool in self._pools():
             pool.close(grace=0)
+            for call in pool._open_calls():
+                pool._end_now(call)
         runtime._flush(all_of_it=True)
         until = monotonic() + _ending
         while any(pool._can_kill and pool._active_calls() for pool in self._pools()):

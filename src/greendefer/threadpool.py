@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 from twisted.internet.defer import Deferred
 from twisted.python import log
 from twisted.python.failure import Failure
@@ -87,6 +87,8 @@ class GreenThreadPool(ThreadPool):
             onResult(success, result)
         except Exception:
             log.err(None, "The callback of a call in a thread pool failed")
+        if not success and isinstance(result.value, GreenletExit):
+            result.raiseException()  # it was killed, and has ended for that
 
     def slot(self) -> int | None:
         """A number for the call that runs in the current greenlet, below the number of all that
