@@ -71,7 +71,7 @@ def needed(which: str) -> list[str]:
 # on the way must not be there at its start.
 @nox.session(python="3.13", reuse_venv=False)
 def coverage(session: nox.Session) -> None:
-    """How much of src/ the tests run, by lines and branches: if it is less than it was, this fails.
+    """How much of src/ the tests run, by lines and branches: below 100 %, this fails.
 
     The tests and the systems tests, unpatched and patched. See [tool.coverage] in pyproject.toml
     for what is left out, and why.

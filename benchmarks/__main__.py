@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
             pass
     return {
         "processor": f"{os.cpu_count()} x {model}",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": versions,
     }

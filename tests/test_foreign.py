@@ -422,3 +422,28 @@ def test_a_reactor_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("twisted.python.threadable.ioThread", None)
     with pytest.raises(GreendeferError, match=r"greendefer\.testing"):
         GreenPool(1).submit(len, "")
+
+
+def test_the_historical_functions(run_program: Any) -> None:
+    """Those that need no reactor of ours: what one is asked for is on the default pool."""
+    run_program(
+        """
+        from twisted.internet import selectreactor
+        selectreactor.install()
+        from twisted.internet import reactor
+        from twisted.python import log
+        from greendefer.geventreactor import callMultipleInGreenlet, deferToGreenlet
+        errors, got = [], []
+        log.addObserver(lambda event: errors.append(event) if event["isError"] else None)
+
+        async def main():
+            callMultipleInGreenlet([(got.append, (n,), {}) for n in range(3)])
+            callMultipleInGreenlet([(int, ("four",), {}), (got.append, (4,), {})])
+            assert await deferToGreenlet(len, "four") == 4
+            while len(errors) + len(got) < 4:
+                await deferToGreenlet(len, "")
+        go(main)
+        assert got == [0, 1, 2], got
+        assert [event["failure"].type for event in errors] == [ValueError]
+        """
+    )

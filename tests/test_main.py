@@ -215,3 +215,16 @@ def test_a_module_that_was_patched_too_late(tmp_path: Path, run: Run) -> None:
 def test_the_doctor_where_no_driver_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_installed", lambda module: False)
     assert list(doctor._in_c()) == []
+
+
+def test_the_doctor_where_a_folder_has_a_drivers_name(tmp_path: Path, run: Run) -> None:
+    """To Python that is a package, too; a program may have its examples for Django in there."""
+    for name in "django", "redis", "no_such_driver":
+        (tmp_path / name).mkdir()
+    done = run(
+        "-c",
+        "from greendefer import doctor; print(doctor.report()); "
+        "print(doctor._installed('no_such_driver'))",
+    )
+    assert "redis ?" not in done.stdout
+    assert done.stdout.endswith("False\n")

@@ -144,6 +144,40 @@ def test_wrong_uses(in_reactor: Any) -> None:
     assert Lines.lineReceived.__doc__ == "What a line does."
 
 
+class Slotted:
+    __slots__ = ()
+
+    @greendefer.in_order
+    def work(self) -> None: ...
+
+
+def test_of_an_object_that_can_not_have_attributes(in_reactor: Any) -> None:
+    with pytest.raises(TypeError, match=r"Slotted .* can't have one: it has __slots__"):
+        in_reactor(Slotted().work)
+
+
+def test_in_another_thread(in_reactor: Any) -> None:
+    """It is refused there, also while a call of the reactor's thread runs."""
+    bare = Bare()
+    go = gevent.event.Event()
+
+    class Held(Bare):
+        @greendefer.in_order
+        def hold(self) -> None:
+            go.wait()
+
+    held = Held()
+    in_reactor(held.hold)
+    for each in bare, held:
+        with pytest.raises(greendefer.GreendeferError, match="not the reactor's thread"):
+            gevent.get_hub().threadpool.apply(each.work, (1,))
+    go.set()
+    in_reactor(held.work, MANY)
+    assert held.last.wait(20)
+    assert held.done == [MANY]
+    assert bare.done == []
+
+
 class Bare:
     """No protocol: it has no transport."""
 

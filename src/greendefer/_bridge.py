@@ -36,9 +36,11 @@ def wait_for_deferred(d: Deferred[T], timeout: float | None = None) -> T:
     :param timeout: seconds after which `d` is cancelled; ``None`` is no limit.
     :returns: the result of `d`.
     :raises CallTimeout: `d` did not fire in time.
-    :raises WouldDeadlock: this is the reactor's own greenlet, or nobody is left to fire `d`.
-    :raises GreendeferError: this is not the reactor's thread: there, use
-        :func:`blocking_from_greenlet`.
+    :raises WouldDeadlock: this is the reactor's own greenlet, or gevent's hub; or the installed
+        reactor does not run on that; or nobody is left to fire `d`; or `d` is a call that waits for
+        this one.
+    :raises GreendeferError: no reactor is installed, or it has stopped and `d` has not fired; or
+        this is not its thread: there, use :func:`blocking_from_greenlet`.
     :raises TypeError: `d` is not a Deferred, or `timeout` not a number.
     :raises ValueError: `timeout` is negative or NaN.
     :raises BaseException: whatever `d` failed with, with its original traceback. If this

@@ -103,7 +103,8 @@ def green_deferred(
     :param timeout: seconds from the call to its result, or a :class:`Timeouts`.
     :param on_cancel: what ``Deferred.cancel()`` does to a call that runs: ``"kill"`` ends it with
         a ``gevent.GreenletExit``, so that its ``finally`` blocks run; ``"abandon"`` lets it
-        finish unheard. A queued call never starts.
+        finish unheard. So it is with a Deferred that the function has returned: that is cancelled,
+        or left to fire unheard. A queued call never starts.
     :returns: the decorated callable. Its Deferred fires in the reactor's greenlet, with the
         value, or with a Failure with the original exception and traceback (``SystemExit`` and
         ``KeyboardInterrupt`` raised by the function included); with :class:`CallTimeout`,
@@ -114,7 +115,8 @@ def green_deferred(
     :raises ValueError: an option has a value that is not allowed.
 
     Calling the result raises :class:`GreendeferError` where no reactor is installed, or in another
-    thread than the reactor's.
+    thread than the reactor's. Where `pool` is a callable it raises what that raises; TypeError, if
+    that returns no pool; ValueError, if it returns one that can't do what `timeout` says.
     """
     green = ReturnsDeferred(pool, timeout, on_cancel)
 
@@ -290,8 +292,8 @@ def with_options(
         if isinstance(decorated, (Deferred, GreenIterator)):
             hint = ", which a call has returned. Write with_options(f, timeout=1)(x)"
         raise TypeError(
-            "with_options(decorated, ...) needs a callable that was decorated with "
-            f"@green_deferred, not {shown(decorated)}{hint}"
+            "with_options(decorated, ...) needs a callable that greendefer has decorated, with "
+            f"@green_deferred for example, not {shown(decorated)}{hint}"
         )
     options = behaviour.options
     for name in given:

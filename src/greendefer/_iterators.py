@@ -60,7 +60,9 @@ class GreenIterator(Generic[T]):
         :raises PoolFull: the pool has no slot for it.
         :raises PoolClosed: the pool was closed.
         :raises RuntimeError: somebody else waits for its next item.
-        :raises GreendeferError: no green reactor is installed, or this is not its thread.
+        :raises GreendeferError: no reactor is installed, or this is not its thread.
+        :raises TypeError: its pool has no ``worker()``, as an :class:`ExecutorPool`; or the source
+            is no iterable.
         :raises BaseException: whatever the source raised, when it was opened, stepped or, after
             its last item, closed. The iteration is over then.
         """

@@ -29,7 +29,8 @@ class Timeouts:
     :param on_expiry: what becomes of a call that runs when its time is over. ``"kill"`` ends its
         greenlet: its ``finally`` blocks run. ``"abandon"`` lets it finish unheard: a late result
         or exception is dropped. ``None``: the strongest that its carrier can do. Either way it
-        holds its slot until it has really ended.
+        holds its slot until it has really ended. A Deferred that the function has returned is
+        cancelled, unless with ``"abandon"``.
     :raises TypeError: a limit is not a number.
     :raises ValueError: a limit is negative or not a number (NaN), or `on_expiry` is unknown.
     """

@@ -77,8 +77,10 @@ class PoolWorker(Pool):
 
         :returns: a Deferred of its result, which fires in the reactor's greenlet. Cancelling it
             ends the call, and not the worker.
-        :raises RuntimeError: outside of its ``async with``.
+            After its ``async with`` it has failed already, with :class:`PoolClosed`.
+        :raises RuntimeError: before its ``async with``.
         :raises TypeError: `f` is not callable.
+        :raises GreendeferError: this is not the reactor's thread.
         """
         return super().submit(f, *args, **kwargs)
 

@@ -243,7 +243,11 @@ def _django() -> Iterator[Finding]:
 
 
 def _installed(module: str) -> bool:
-    return module in sys.modules or find_spec(module) is not None
+    if module in sys.modules:
+        return True
+    spec = find_spec(module)
+    # Any folder of that name has one, as a namespace package, but no origin.
+    return spec is not None and spec.origin is not None
 
 
 def _import(module: str) -> Any:

@@ -6,9 +6,10 @@ waits in gevent's hub.
     from greendefer import geventasyncioreactor
     geventasyncioreactor.install()
 
-Coroutines, tasks, Deferreds and greenlets take turns. What one greenlet sees of asyncio is none
-of another's business: while the loop waits it is not *the running loop*, so Django's ORM,
-``asyncio.run`` and ``asgiref.sync.async_to_sync`` work in a decorated call.
+Coroutines, tasks, Deferreds and greenlets take turns. No other greenlet sees the reactor's loop:
+while that waits it is not *the running loop*, so Django's ORM, ``asyncio.run`` and
+``asgiref.sync.async_to_sync`` work in a decorated call. (A loop that a call runs itself is another
+matter: there can be one in a thread, so two such calls must not overlap.)
 """
 
 from __future__ import annotations
@@ -211,6 +212,7 @@ def install(eventloop: GreenEventLoop | None = None) -> None:
 
     :param eventloop: as for :class:`GeventAsyncioReactor`.
     :raises twisted.internet.error.ReactorAlreadyInstalledError: a reactor is there already.
+    :raises TypeError: `eventloop` is of another kind.
     """
     refuse_if_installed()
     installReactor(GeventAsyncioReactor(eventloop))

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import gevent
 from twisted.internet.defer import Deferred
 from twisted.internet.main import installReactor
+from twisted.python import log
 
 from ._admission import Pool
 from ._bridge import wait_for_deferred, wait_for_greenlet
@@ -32,7 +33,7 @@ from ._crossing import call_and_wait
 from ._decorators import defer_to_greenlet
 from ._errors import shown
 from ._policy import check_is_callable
-from ._reactor.installed import installed_reactor, refuse_if_installed
+from ._reactor.installed import refuse_if_installed
 from ._reactor.interfaces import IReactorGreenlets
 from ._reactor.resolver import GeventResolver
 from ._reactor.stock import native_kind
@@ -98,7 +99,7 @@ def callMultipleInGreenlet(
     An exception is logged, and ends the list, as in ``twisted.internet.threads``.
 
     :raises TypeError: `tupleList` is something else. Nothing was called then.
-    :raises GreendeferError: no reactor is installed.
+    :raises GreendeferError: no reactor is installed, or this is not its thread.
     """
     if not isinstance(tupleList, Iterable):
         raise TypeError(
@@ -112,13 +113,12 @@ def callMultipleInGreenlet(
                 "callMultipleInGreenlet(tupleList) needs (f, args, kwargs) for each call: "
                 f"something to call, a tuple and a dict; not {shown(each)}"
             )
-    reactor = installed_reactor()
 
     def run() -> None:
         for f, args, kwargs in calls:
             f(*args, **kwargs)
 
-    reactor.callInGreenlet(run)
+    defer_to_greenlet(run).addErrback(lambda failure: log.err(failure))
 
 
 def _is_a_call(each: Any) -> bool:

@@ -142,7 +142,7 @@ class LoggingHook:
     """Logs through the standard library: what went well at DEBUG, the rest at WARNING.
 
     :param logger: where to; ``None`` is the logger ``"greendefer"``.
-    :raises TypeError: `logger` is none.
+    :raises TypeError: `logger` is not a logger.
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
@@ -174,7 +174,7 @@ class StructlogHook:
     """The same as events with keys, through structlog (which must be installed).
 
     :param logger: where to; ``None`` is ``structlog.get_logger("greendefer")``.
-    :raises TypeError: `logger` is none.
+    :raises TypeError: `logger` is not a logger.
     """
 
     def __init__(self, logger: Any = None) -> None:
@@ -214,7 +214,8 @@ class PrometheusHook:
     first two.
 
     :param registry: which registry; ``None`` is the client's default one.
-    :raises TypeError: `registry` is none.
+    :raises TypeError: `registry` is not a registry.
+    :raises ImportError: ``prometheus_client`` is not installed.
     """
 
     def __init__(self, registry: Any = None) -> None:

@@ -51,13 +51,14 @@ def in_order(method: Any = None, /, *, pool: Pool | None = None) -> Any:
     as one in ``dataReceived`` does; the calls behind it still run, ``connectionLost`` in particular
     (but none once the reactor has stopped).
 
-    :param method: a method of a ``Protocol``, or of any object; where it has a ``transport``,
-        that is paused and, after an exception, aborted.
+    :param method: a method of a ``Protocol``, or of any object that can have attributes; where it
+        has a ``transport``, that is paused and, after an exception, aborted.
     :param pool: where the calls run; ``None`` is the default pool.
     :returns: the decorated method.
     :raises TypeError: `method` is not callable, or is an ``async def``, or `pool` is not a pool.
 
-    Calling it raises :class:`GreendeferError` where no reactor is installed.
+    Calling it raises :class:`GreendeferError` where no reactor is installed, or in another thread
+    than the reactor's; and TypeError without an object, or where that can't have attributes.
     """
     if pool is not None and not isinstance(pool, Pool):
         raise TypeError(f"in_order(pool=...) must be a pool or None, not {shown(pool)}")
@@ -79,10 +80,19 @@ def in_order(method: Any = None, /, *, pool: Pool | None = None) -> Any:
             raise TypeError(
                 f"in_order is for methods; {shown(wrapped)} was called without an object"
             )
-        line = vars(instance).get(_LINE)
+        where = pool or default_pool
+        where._find_runtime()  # first: what waits in line is the reactor's thread's
+        try:
+            attributes = vars(instance)
+        except TypeError:
+            raise TypeError(
+                "in_order keeps the calls that wait in an attribute of their object, and "
+                f"{shown(instance)} can't have one: it has __slots__, and no __dict__"
+            ) from None
+        line = attributes.get(_LINE)
         if line is None:
-            line = vars(instance)[_LINE] = _Line(instance)
-        line.append(pool or default_pool, wrapped, args, kwargs)
+            line = attributes[_LINE] = _Line(instance)
+        line.append(where, wrapped, args, kwargs)
 
     return decorate if method is None else decorate(method)
 
