@@ -341,6 +341,18 @@ class TestWaitForGreenlet:
         g.kill()
         assert heard.error() is gevent.GreenletExit
 
+    def test_one_that_returns_a_deferred(self, result: Any, reactor: Any) -> None:
+        later: list[Deferred[int]] = [Deferred(), Deferred()]
+        waits = [wait_for_greenlet(gevent.spawn(lambda d=d: d)) for d in later]
+        heard = [result(d) for d in waits]
+        gevent.sleep(0.01)
+        waits[0].cancel()
+        assert heard[0].error() is CancelledError
+        for d in later:
+            reactor.callFromThread(d.callback, 4)
+        assert heard[1].get() == 4
+        assert result(wait_for_greenlet(gevent.spawn(fail, KeyError()))).error() is KeyError
+
     def test_cancelling_leaves_the_greenlet(self, result: Any, gate: Any) -> None:
         g = gevent.spawn(gate)
         d = wait_for_greenlet(g)

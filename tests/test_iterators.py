@@ -326,6 +326,22 @@ class TestErrors:
         assert got == [0, 1, 2, 3]
         assert "__next__" in [entry.name for entry in caught.traceback]
 
+    def test_the_end_of_another_iteration(self, in_reactor: Any) -> None:
+        """It would be taken for that of this one."""
+        error = StopAsyncIteration()
+
+        class Source:
+            def __iter__(self) -> Any:
+                return self
+
+            def __next__(self) -> int:
+                raise error
+
+        it = green_iterator(Source)
+        with pytest.raises(RuntimeError, match="Source raised StopAsyncIteration") as caught:
+            in_reactor(lambda: Deferred.fromCoroutine(collect(it())))
+        assert caught.value.__cause__ is error
+
     @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
     def test_of_any_kind(self, pool: GreenPool, error: BaseException, in_reactor: Any) -> None:
         @green_iterator(pool=pool)

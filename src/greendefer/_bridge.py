@@ -259,9 +259,9 @@ def _handled(d: Deferred[Any]) -> None:
 def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
     """A Deferred for a greenlet that somebody else spawned.
 
-    :returns: a Deferred that fires in the reactor's greenlet with what `g` returns, or fails with
-        what it raises; with its GreenletExit, if it was killed. Cancelling the Deferred ends the
-        waiting, not the greenlet.
+    :returns: a Deferred that fires in the reactor's greenlet with what `g` returns (if that is a
+        Deferred, with its result), or fails with what it raises; with its GreenletExit, if it was
+        killed. Cancelling the Deferred ends the waiting, not the greenlet.
     :raises TypeError: `g` is not a gevent.Greenlet.
     :raises GreendeferError: no green reactor is installed, this is not its thread, or `g` runs on
         the hub of another one.
@@ -286,6 +286,8 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
             d.errback(Failure(g.exc_info[1], g.exc_info[0], g.exc_info[2]))  # type: ignore[index]
         elif isinstance(g.value, GreenletExit):
             d.errback(Failure(g.value))
+        elif is_deferred(g.value):
+            g.value.addBoth(lambda value: None if d.called else d.callback(value))
         else:
             d.callback(g.value)  # type: ignore[arg-type]
 

@@ -105,6 +105,8 @@ class Stream(Steps):
         failure = self._failure or self._close_failure
         self._failure = self._close_failure = None
         if failure is not None:
+            if isinstance(failure.value, StopAsyncIteration):  # it would end the loop, unheard
+                raise RuntimeError(f"{self.name} raised StopAsyncIteration") from failure.value
             failure.raiseException()
 
     def refill(self) -> None:
