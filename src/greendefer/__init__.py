@@ -8,6 +8,7 @@
 
 from typing import TYPE_CHECKING
 
+from ._admission import Pool
 from ._bridge import wait_for_deferred, wait_for_greenlet
 from ._decorators import (
     blocking_from_greenlet,
@@ -40,6 +41,7 @@ __all__ = [
     "GreenPool",
     "GreendeferError",
     "NativeThreadPool",
+    "Pool",
     "PoolClosed",
     "PoolFull",
     "PoolStats",

@@ -395,9 +395,9 @@ _share_attributes()
 class Pool:
     """How many calls run at once, and what happens to the others.
 
-    This is the common part of all pools; use :class:`GreenPool`. A pool may be made before the
-    reactor is installed, at the top of a module for instance. It belongs to the reactor of its
-    first call.
+    This is what all pools have in common, and the type of whatever takes any of them: make a
+    :class:`GreenPool`, say. A pool may be made before the reactor is installed, at the top of a
+    module for instance. It belongs to the reactor of its first call.
 
     :param size: how many calls run at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.

@@ -406,7 +406,8 @@ WITHOUT = {
     *("greendefer.GreenIterator", "greendefer.BlockingIterator"),
     *("greendefer.geventasyncioreactor.GreenEventLoop", "greendefer.geventreactor.GeventReactor"),
     "greendefer.geventasyncioreactor.GreenSelector",
-    # Data, or what others implement.
+    # Data, or what others implement, or are.
+    "greendefer.Pool",
     *("greendefer.PoolStats", "greendefer.instrumentation.CallDetails"),
     *("greendefer.instrumentation.Hook", "greendefer.instrumentation.CallObserver"),
     # Twisted's own arguments, which it checks.

@@ -9,12 +9,15 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from typing_extensions import assert_type
 
 from greendefer import (
     BlockingIterator,
     GreenIterator,
     GreenPool,
+    NativeThreadPool,
+    Pool,
     PoolStats,
     Timeouts,
     blocking_from_greenlet,
@@ -25,8 +28,22 @@ from greendefer import (
     wait_for_deferred,
     with_options,
 )
+from greendefer.testing import ClockPool, InlinePool
 
 pool = GreenPool(5)
+
+
+# Any pool
+
+
+def takes_any(pool: Pool) -> Deferred[int]:
+    return pool.submit(len, "four")
+
+
+takes_any(pool)
+takes_any(NativeThreadPool(1))
+takes_any(InlinePool())
+takes_any(ClockPool(Clock()))
 
 # green_deferred: functions
 
