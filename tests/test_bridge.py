@@ -253,9 +253,10 @@ class TestBlockingFromGreenlet:
 
     def test_a_timeout_that_takes_more_than_one_sleep(self, monkeypatch: Any) -> None:
         monkeypatch.setattr(_crossing, "LONGEST_SLEEP", 0.001)
+        pool = NativeThreadPool(1)
         with pytest.raises(CallTimeout):
-            in_thread(blocking_from_greenlet(timeout=0.01)(Deferred))
-        assert in_thread(with_options(later, timeout=10), 1) == 1
+            wait_for_deferred(pool.submit(blocking_from_greenlet(timeout=0.01)(Deferred)), 20)
+        assert wait_for_deferred(pool.submit(with_options(later, timeout=10), 1), 20) == 1
 
     def test_timeout_in_a_thread(self) -> None:
         cancelled = Event()

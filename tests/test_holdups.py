@@ -40,6 +40,32 @@ WATCHED = """
 """
 
 
+def test_after_a_time_without_threads(run_program: Any) -> None:
+    """Nobody watches while there is none to be had; but as soon as there is."""
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    import threading
+
+    def refuse(*args):
+        raise RuntimeError("can't start new thread")
+
+    def greedy():
+        native_sleep(0.4)
+
+    async def main(reactor):
+        threading.Thread.start = start
+        await task.deferLater(reactor, 0.01)
+        await greendefer.defer_to_greenlet(greedy)
+        await seen(1)
+        assert "greedy held the loop" in warnings[0], warnings
+
+    start, threading.Thread.start = threading.Thread.start, refuse
+    task.react(main)
+    """
+    )
+
+
 def test_a_call_that_holds_it(run_program: Any) -> None:
     run_program(
         WATCHED.format(patch=False)

@@ -272,6 +272,28 @@ class TestAdbapi:
             """,
         )
 
+    def test_no_threads(self, run_in_reactor: Any) -> None:
+        """Not even for a while: Twisted's own pool has cp_min of them at once."""
+        run_in_reactor(
+            DRIVER,
+            """
+            import threading
+            from greendefer.adbapi import GreenConnectionPool
+
+            async def main():
+                await greendefer.defer_to_greenlet(len, "")  # whose thread looks for holdups
+                started = []
+                start = threading.Thread.start
+                threading.Thread.start = lambda self: started.append(self) or start(self)
+                pool = GreenConnectionPool("fakedb", cp_min=20, cp_max=20)
+                assert not started
+                assert await pool.runQuery("select 1") == [("select 1",)]
+                assert not started
+                await pool.close()
+                return "done"
+            """,
+        )
+
     def test_reactor_stops(self, run_program: Any) -> None:
         run_program(
             "import gevent\n",
@@ -377,6 +399,17 @@ class TestNames:
                         pass
                     else:
                         raise AssertionError("found")
+                return "done"
+            """
+        )
+
+    def test_without_a_timeout(self, run_in_reactor: Any) -> None:
+        """It is Twisted's own then."""
+        run_in_reactor(
+            """
+            async def main():
+                for timeout in (), [], None:
+                    assert await reactor.resolve("localhost", timeout=timeout) == "127.0.0.1"
                 return "done"
             """
         )

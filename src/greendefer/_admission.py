@@ -262,6 +262,8 @@ class Call(Deferred[Any]):
                 assert pool._bound_to is not None
                 pool._bound_to.deliver(self.fire, result)
         else:  # nobody hears it any more
+            if self.state == ENDED:
+                return  # it was lost with its hub, and is garbage now: see Pool._take_all()
             if self.lender is None:
                 pool._lingering -= 1
             if returned_deferred:
@@ -561,21 +563,30 @@ class Pool:
         if not self._carrier.outlives_fork:
             lost = list(self._active)
             self._carrier = self._make_carrier(self._runtime)
+            why = (
+                "ran in a thread or a process when this process was forked from another: it runs "
+                "on for that one only. Fork first."
+            )
             # After the results that were on their way.
-            self._runtime.deliver(self._lose, lost)
+            self._runtime.deliver(lambda _: self._lose(lost, why), None)
 
-    def _lose(self, calls: list[Call]) -> None:
+    def _take_all(self) -> list[Call]:
+        """All its calls, of which none is queued any more: their hub was destroyed, and they are
+        about to be lost."""
+        calls = [*self._queue, *self._active]
+        for call in self._queue:
+            call.state = READY
+        self._running += len(self._queue)
+        self._queued -= len(self._queue)
+        self._queue.clear()
+        return calls
+
+    def _lose(self, calls: list[Call], why: str) -> None:
         for call in calls:
             if call.outcome is None:
                 self._give_up(call, "failed", "abandon")
-                call.fire(
-                    Failure(
-                        GreendeferError(
-                            f"{call.name} ran in a thread or a process when this process was "
-                            "forked from another: it runs on for that one only. Fork first."
-                        )
-                    )
-                )
+                error = GreendeferError(f"{call.name} {why}")
+                self._runtime.deliver(call.fire, Failure(error))
             if call.state != ENDED:
                 if call.lender is None:
                     self._lingering -= 1
@@ -824,6 +835,11 @@ def is_deferred(result: object) -> TypeGuard[Deferred[Any]]:
     """``isinstance(result, Deferred)``, which would ask an abstract base class, and takes ten
     times as long."""
     return Deferred in type(result).__mro__
+
+
+def is_failure(result: object) -> TypeGuard[Failure]:
+    """``isinstance(result, Failure)``, of what may raise if it is asked for its class."""
+    return Failure in type(result).__mro__
 
 
 def is_call(d: Deferred[Any]) -> TypeGuard[Call]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
-import threading
 from time import monotonic
 from typing import Any
 
@@ -18,7 +16,7 @@ from ._carriers.native import allocate_lock
 from ._errors import GreendeferError
 from ._reactor import install
 from ._reactor.installed import has_stopped
-from .shutdown import longest_shutdown
+from .shutdown import call_when_python_ends, longest_shutdown
 
 _reactor: Any = None
 _installing = Semaphore()
@@ -82,10 +80,9 @@ def start_reactor() -> Any:
         _reactor = reactor
         background = gevent.spawn(reactor.run, installSignalHandlers=False)
         stop = _Ending(reactor, background)
-        atexit.register(stop)
-        # Python waits for its threads before that, and those of the reactor's pool end with the
-        # reactor: concurrent.futures.thread has its way of coming first (threading.py, _shutdown).
-        getattr(threading, "_register_atexit", atexit.register)(stop)
+        # Python waits for threads before it calls what atexit has, and those of the reactor's pool
+        # end with the reactor.
+        call_when_python_ends(stop)
     started.wait()
     return reactor
 

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from ._admission import Call, cancel_quietly, current_call, is_call, is_deferred
 from ._carriers.greenlets import Kill
-from ._errors import CallTimeout, GreendeferError, WouldDeadlock, shown
+from ._errors import CallTimeout, GreendeferError, WouldDeadlock, failed_with, shown
 from ._lending import borrower_of, wait_begins, wait_ends
 from ._policy import check_seconds
 from ._runtime import GreenRuntime, green_runtime_here, runtime_here
@@ -133,6 +133,10 @@ class _Wait:
     def reactor_stopped(self) -> None:
         self.over = True
         self.resume()
+
+    def hub_is_gone(self) -> None:
+        """Nobody goes on here any more."""
+        self._waiter = None
 
     def give_up(self) -> None:
         """The waiting greenlet is killed: cancel what it waited for, in the reactor's greenlet."""
@@ -282,14 +286,19 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
     def fire() -> None:
         if d.called:
             return
+        value: Any = g.value
         if not g.successful():
-            d.errback(Failure(g.exc_info[1], g.exc_info[0], g.exc_info[2]))  # type: ignore[index]
-        elif isinstance(g.value, GreenletExit):
-            d.errback(Failure(g.value))
-        elif is_deferred(g.value):
-            g.value.addBoth(lambda value: None if d.called else d.callback(value))
+            d.errback(failed_with(g.exc_info[1]))  # type: ignore[index]
+        elif GreenletExit in type(value).__mro__:
+            d.errback(Failure(value))
+        elif is_deferred(value):
+            value.addBoth(lambda value: None if d.called else d.callback(value))
         else:
-            d.callback(g.value)  # type: ignore[arg-type]
+            try:
+                isinstance(value, Failure)
+            except BaseException as e:  # a proxy of what is not there: it can't fire with that
+                value = failed_with(e)
+            d.callback(value)
 
     g.rawlink(ended)
     return d

@@ -15,13 +15,13 @@ import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Waiter
 from greenlet import getcurrent
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ._admission import Call, cancel_quietly, current_call, is_deferred
+from ._admission import Call, cancel_quietly, current_call, is_deferred, is_failure
 from ._bridge import refuse_to_wait_in, runtime_to_wait_in, wait_in
 from ._carriers.greenlets import Kill
-from ._errors import CallTimeout, GreendeferError, WouldDeadlock
+from ._errors import CallTimeout, GreendeferError, WouldDeadlock, failed_with
 from ._lending import borrower_of, wait_begins, wait_ends
 from ._reactor.installed import has_stopped, installed_reactor, is_reactor_thread
 from ._reactor.loops import LoopInbox
@@ -123,7 +123,7 @@ class _Crossing:
             if interrupted is not None:
                 raise interrupted
             result = self._result
-            if isinstance(result, Failure):
+            if is_failure(result):
                 assert result.value is not None
                 raise result.value.with_traceback(self._tb)
             return result
@@ -158,7 +158,14 @@ class _Crossing:
             return
         self._runtime = runtime = runtime_here()
         runtime.waits.add(self)
-        d = self._d = maybeDeferred(self._context.run, lambda: _as_deferred(self._f()))
+        try:
+            result = self._context.run(lambda: _as_deferred(self._f()))
+        except BaseException as e:
+            result = failed_with(e)
+        if not is_deferred(result):
+            self._finish(result)
+            return
+        d = self._d = result
         if self._me is not None and isinstance(d, Call) and not d.called:
             try:
                 wait_begins(self._me, d)
@@ -174,7 +181,7 @@ class _Crossing:
             self._has_result = True
             if not self._given_up:
                 self._result = result
-                self._tb = result.tb if isinstance(result, Failure) else None
+                self._tb = result.tb if is_failure(result) else None
                 self._go_on()
 
     def _give_up(self) -> None:
@@ -192,6 +199,9 @@ class _Crossing:
                 borrower.when_ended = self._go_on
                 return
         self.reactor_stopped()
+
+    def hub_is_gone(self) -> None:
+        pass  # this thread has one of its own, or none
 
     def reactor_stopped(self) -> None:
         if not self._has_result:

@@ -189,6 +189,13 @@ class Deadlines:
             heapify(self._heap)
             self._cancelled = 0
 
+    def renew(self, timer: Timer) -> None:
+        """Go by `timer` from now on: the other one is gone."""
+        self._timer = timer
+        self._timer_at = float("inf")
+        if self._heap:
+            self._start_timer(self._heap[0][0])
+
     def _start_timer(self, when: float) -> None:
         self._timer_at = when
         self._timer.start(when, self._expire)

@@ -74,11 +74,12 @@ class HoldupWatch:
         """There is something to do: watch it. Cheap; for the reactor's thread."""
         self.asleep = False
         if not self._runs:
-            self._runs = True
             try:
                 self._join = start_thread(self._run, "greendefer-holdups")
-            except RuntimeError:  # no more threads: there is nobody to watch then
-                pass
+            except RuntimeError:  # no more threads: there is nobody to watch now, perhaps later
+                self.asleep = True
+            else:
+                self._runs = True
         else:
             self._inbox.put(None)
 

@@ -22,6 +22,7 @@ from ._errors import GreendeferError
 from ._holdups import HoldupWatch
 from ._patched import is_patched
 from ._reactor.installed import has_stopped, installed_reactor, is_reactor_thread, name_of
+from ._reactor.loops import is_destroyed
 from ._reactor.wait import SLICE, get_thread_ident
 from ._twistedcontext import make_greenlet_local
 from .shutdown import MOMENT, Shutdown
@@ -151,6 +152,7 @@ class GreenRuntime(Runtime):
 
     def __init__(self, reactor: Any, wait: CooperativeWait) -> None:
         self.wait = wait
+        self._takes_visits = wait.takes_visits
         self.hub: Any = wait.hub
         self.loop: Any = wait.hub.loop
         self.yield_to_reactor: Callable[[], None] = wait.yield_to_reactor
@@ -162,8 +164,7 @@ class GreenRuntime(Runtime):
         self._watch = HoldupWatch(self)
 
     def _post(self) -> None:
-        wait = self.wait
-        if wait.takes_visits and wait.is_this_thread():
+        if self._takes_visits and self.wait.is_this_thread():
             self.loop.run_callback(self._visit)
         else:
             self.call_soon(self._flush)
@@ -176,9 +177,25 @@ class GreenRuntime(Runtime):
         return super().is_for(reactor) and reactor.cooperative_wait.hub is self.hub
 
     def leave(self) -> None:
-        """The hub is gone, and with it whatever waited in it. The next call makes a new runtime."""
+        """The reactor waits in another hub from now on. The next call makes a new runtime."""
         self._thread = -1
-        self.pools.clear()
+        self._takes_visits = False
+        if not is_destroyed(self.loop):
+            self.pools.clear()
+            return
+        # What waited in the hub has gone with it. What runs in threads and processes has not: it
+        # ends here.
+        self.deadlines.renew(ThreadTimer(self.call_soon, self.reactor.callLater))
+        self._posted = True
+        self.call_soon(self._flush)
+        self.wait.wake()  # it is just about to sleep
+        for wait in list(self.waits):
+            wait.hub_is_gone()
+        green = [pool for pool in self.pools if pool._can_kill]
+        lost = [(pool, pool._take_all()) for pool in green]
+        for pool, calls in lost:
+            self.pools.discard(pool)
+            pool._lose(calls, "was lost: somebody has destroyed gevent's hub, which it ran on")
 
     def let_others_run(self) -> None:
         self.wait.wait(MOMENT)

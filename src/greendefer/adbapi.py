@@ -8,6 +8,8 @@ from typing import Any
 from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, succeed
 
+from ._errors import shown
+from ._policy import check_count
 from .threadpool import GreenThreadPool
 
 
@@ -18,17 +20,36 @@ class GreenConnectionPool(adbapi.ConnectionPool):
     ``cp_max`` is both how many interactions run at once and how many connections there are. An
     interaction has one connection for itself; the next one takes it over.
 
+    :raises TypeError: `dbapiName` is not a string, or `cp_min` or `cp_max` is not a whole number.
+    :raises ValueError: `cp_min` is below 0, or `cp_max` is below 1.
     :raises Exception: whatever importing the driver raises.
     """
 
     threadpool: GreenThreadPool
 
     def __init__(self, dbapiName: str, *connargs: Any, **connkw: Any) -> None:
+        # Before anything is made: what Twisted's own leaves behind would be told of the shutdown.
+        if not isinstance(dbapiName, str):
+            raise TypeError(
+                "GreenConnectionPool(dbapiName) must be a string, the name of the driver's module, "
+                f"not {shown(dbapiName)}"
+            )
+        least, most = connkw.get("cp_min", self.min), connkw.get("cp_max", self.max)
+        check_count("GreenConnectionPool(cp_min=...)", least, 0)
+        check_count("GreenConnectionPool(cp_max=...)", most, 1)
+        self._green = GreenThreadPool(min(least, most), most, f"adbapi {dbapiName}")
         super().__init__(dbapiName, *connargs, **connkw)  # type: ignore[no-untyped-call]
-        self.threadpool.stop()  # which has begun to run where the reactor runs
-        self.threadpool = GreenThreadPool(self.min, self.max, f"adbapi {dbapiName}")
+        self._use_greenlets()
+
+    def _use_greenlets(self) -> None:
+        self.threadpool = self._green
         # Where a connection is looked for; threads have their own number.
-        self.threadID: Callable[[], int | None] = self.threadpool.slot
+        self.threadID: Callable[[], int | None] = self._green.slot
+
+    def start(self) -> None:
+        """Nobody needs to call it: the reactor does, when it runs."""
+        self._use_greenlets()  # of the threads that Twisted has in mind none is started
+        super().start()  # type: ignore[no-untyped-call]
 
     def finalClose(self) -> Deferred[None]:
         """Close all connections, once the interactions that run have ended.

@@ -111,7 +111,8 @@ def callMultipleInGreenlet(
         if not _is_a_call(each):
             raise TypeError(
                 "callMultipleInGreenlet(tupleList) needs (f, args, kwargs) for each call: "
-                f"something to call, a tuple and a dict; not {shown(each)}"
+                "something to call, a tuple, and a dict with strings for keys; not "
+                f"{shown(each)}"
             )
 
     def run() -> None:
@@ -128,6 +129,7 @@ def _is_a_call(each: Any) -> bool:
         and callable(each[0])
         and isinstance(each[1], Iterable)
         and isinstance(each[2], Mapping)
+        and all(isinstance(key, str) for key in each[2])
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,33 @@ def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
     check_seconds("set_shutdown_grace(running=...)", running, needed=True)
     check_seconds("set_shutdown_grace(ending=...)", ending, needed=True)
     _running, _ending = running, ending
+
+
+_when_python_ends: list[Callable[[], object]] = []
+
+
+def call_when_python_ends(f: Callable[[], object]) -> None:
+    """Call `f` when the program ends, before Python waits for threads and processes. It is called
+    more than once."""
+    _when_python_ends.append(f)
+    atexit.register(f)
+    come_first_when_python_ends()
+
+
+def come_first_when_python_ends() -> None:
+    """Python has begun to wait for something else as it ends: for the processes of an executor,
+    say. Have what it is to call come before that.
+
+    What is registered last is called first (threading.py, _shutdown), and the modules of executors
+    register themselves as they are imported.
+    """
+    register = getattr(threading, "_register_atexit", None)
+    for f in _when_python_ends:
+        try:
+            if register is not None:  # pragma: no branch - all Pythons so far have it
+                register(f)
+        except RuntimeError:
+            return  # it ends already
 
 
 def longest_shutdown() -> float:

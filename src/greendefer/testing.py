@@ -98,7 +98,7 @@ class ClockPool(_TestPool):
         max_queued: int | None = None,
         name: str | None = "clock",
     ) -> None:
-        if not hasattr(clock, "seconds") or not hasattr(clock, "callLater"):
+        if not all(callable(getattr(clock, name, None)) for name in ("seconds", "callLater")):
             raise TypeError(
                 f"ClockPool(clock) needs a twisted.internet.task.Clock, not {shown(clock)}"
             )

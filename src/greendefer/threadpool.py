@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ._errors import shown
-from ._policy import check_count
+from ._policy import check_count, check_is_callable
 from ._pool import GreenPool
 
 
@@ -53,7 +53,16 @@ class GreenThreadPool(ThreadPool):
     ) -> None:
         """Call ``func(*args, **kw)`` in a greenlet, and ``onResult(success, result)`` after it, in
         the same one. A call that never runs, since the pool or the reactor was stopped, has
-        :class:`greendefer.PoolClosed` for its result."""
+        :class:`greendefer.PoolClosed` for its result.
+
+        :raises TypeError: `func` is not callable, or `onResult` is neither callable nor ``None``.
+        """
+        check_is_callable("callInThread(func, ...)", func)
+        if onResult is not None and not callable(onResult):
+            raise TypeError(
+                "callInThreadWithCallback(onResult, func, ...) needs something to call with the "
+                f"result, or None, for onResult, not {shown(onResult)}"
+            )
         if self.joined:
             return
         if onResult is None:

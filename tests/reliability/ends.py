@@ -1,6 +1,8 @@
-"""A program that ends with 1,000 calls in flight: ``ends.py REACTOR CARRIER HOW [patched]``.
+"""A program that ends with 1,000 calls in flight: ``ends.py REACTOR CARRIER HOW LAST [patched]``.
 
-It prints what came of them, as JSON. The calls would block for ever; the test has a timeout.
+It prints what came of them, as JSON, and how long it took from being told to stop. LAST is what the
+calls do: they block "for ever", have a short grace to run, and GRACE for what they do when killed;
+or "until told", which they are as the reactor stops, and have GRACE to run.
 """
 
 from __future__ import annotations
@@ -16,19 +18,25 @@ import importlib
 import json
 import os
 import signal
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import gevent
 from gevent import monkey
+from gevent.event import Event
 
 CALLS = 1000
+GRACE = 60
+"""Seconds: more than twice of what any machine needs for the end of all calls."""
 REACTORS = ("green-native", "green-asyncio", "stock-poll")
 CARRIERS = ("greenlets", "workers", "threads", "processes")
 HOW = ("stop", "SIGTERM", "SIGINT")
 
 native_sleep = monkey.get_original("time", "sleep")
+allocate_lock = monkey.get_original("_thread", "allocate_lock")
 
 
 def block(begun: Any, ended: Any) -> None:
@@ -47,6 +55,17 @@ def block_natively(begun: Any) -> None:
     native_sleep(3600)
 
 
+def wait(begun: Any, told: Event) -> None:
+    begun()
+    told.wait()
+
+
+def wait_natively(begun: Any, told: Any) -> None:
+    begun()
+    with told:
+        pass
+
+
 def wait_for_reactor() -> None:
     import greendefer
 
@@ -61,7 +80,7 @@ def wait_for_reactor() -> None:
 
 
 class Program:
-    def __init__(self, carrier: str, how: str) -> None:
+    def __init__(self, carrier: str, how: str, last: str) -> None:
         from twisted.internet import reactor
         from twisted.internet.defer import Deferred
 
@@ -70,6 +89,8 @@ class Program:
         self.reactor: Any = reactor
         self.pool: Any
         self.how = how
+        self.are_told = last == "until told"
+        self.told_to_stop = 0.0
         self.begun = self.ended = 0
         self.outcomes: Counter[str] = Counter()
         self.fired_late = 0
@@ -97,14 +118,24 @@ class Program:
         self.ended += 1
 
     def end(self) -> None:
+        self.told_to_stop = time.monotonic()
         if self.how == "stop":
             self.reactor.stop()
         else:
             os.kill(os.getpid(), getattr(signal, self.how))
 
+    def when_it_stops(self, f: Any) -> None:
+        """Calls that wait for a slot are refused by then."""
+        self.reactor.addSystemEventTrigger("before", "shutdown", f)
+
     def greenlets(self) -> None:
+        call: Any = partial(block, ended=self.has_ended)
+        if self.are_told:
+            told = Event()
+            self.when_it_stops(told.set)
+            call = partial(wait, told=told)
         for _ in range(CALLS):
-            self.pool.submit(block, self.has_begun, self.has_ended).addBoth(self.fired)
+            self.pool.submit(call, self.has_begun).addBoth(self.fired)
 
     def workers(self) -> None:
         from twisted.internet.defer import Deferred
@@ -125,8 +156,14 @@ class Program:
         def begun() -> None:
             self.reactor.callFromThread(self.has_begun)
 
+        call: Any = block_natively
+        if self.are_told:
+            told = allocate_lock()
+            told.acquire()
+            self.when_it_stops(told.release)
+            call = partial(wait_natively, told=told)
         for _ in range(CALLS):
-            self.pool.submit(block_natively, begun).addBoth(self.fired)
+            self.pool.submit(call, begun).addBoth(self.fired)
 
     def processes(self) -> None:
         for _ in range(CALLS):
@@ -140,20 +177,24 @@ def executor() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
 
-def main(kind: str, carrier: str, how: str) -> None:
+def main(kind: str, carrier: str, how: str, last: str) -> None:
     import greendefer
     from greendefer.shutdown import set_shutdown_grace
 
-    set_shutdown_grace(running=0.1, ending=20)
+    if last == "until told":
+        set_shutdown_grace(running=GRACE)
+    else:
+        set_shutdown_grace(running=0.1, ending=GRACE)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if kind.startswith("green-"):
         greendefer.install(kind.removeprefix("green-"))
     else:
         importlib.import_module(f"twisted.internet.{kind.removeprefix('stock-')}reactor").install()
-    program = Program(carrier, how)
+    program = Program(carrier, how, last)
     reactor = program.reactor
     reactor.callWhenRunning(getattr(program, carrier))
     reactor.run()
+    seconds = time.monotonic() - program.told_to_stop
     print(
         json.dumps(
             {
@@ -161,10 +202,11 @@ def main(kind: str, carrier: str, how: str) -> None:
                 "fired_late": program.fired_late,
                 "begun": program.begun,
                 "ended": program.ended,
+                "seconds": seconds,
             }
         )
     )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])

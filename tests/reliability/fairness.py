@@ -54,9 +54,13 @@ class Ticker:
         self.due = time.monotonic()
         self.delayed = run_delay()
 
-    def tick(self) -> None:
+    def look(self) -> None:
+        """How late it is if this is its tick, or if it has still to wait for that."""
         now, delayed = time.monotonic(), run_delay()
         self.worst = max(self.worst, now - self.due - (delayed - self.delayed))
+
+    def tick(self) -> None:
+        self.look()
         self.ticks += 1
         self.due, self.delayed = time.monotonic() + EVERY, run_delay()
 
@@ -228,6 +232,9 @@ def main(load: str) -> Generator[Any, Any, None]:
     greenlets.__init__()  # type: ignore[misc]
     gevent.spawn(tick_in_greenlet, greenlets)
     yield began
+    # Who was starved to the very end has not ticked since.
+    reactors.look()
+    greenlets.look()
     print(
         json.dumps(
             {

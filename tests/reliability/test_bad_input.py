@@ -8,7 +8,9 @@ import importlib
 import logging
 import math
 import os
+import pkgutil
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,7 +19,7 @@ from typing import Any
 import gevent
 import pytest
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.error import ReactorAlreadyInstalledError
 from twisted.internet.task import Clock
 
@@ -36,7 +38,9 @@ from greendefer import (
 from greendefer._errors import shown
 from greendefer._pool import default_pool
 from greendefer._wrapping import behaviour_of
+from greendefer.adbapi import GreenConnectionPool
 from greendefer.geventasyncioreactor import GeventAsyncioReactor
+from greendefer.geventreactor import IReactorGreenlets
 from greendefer.shutdown import set_shutdown_grace
 from greendefer.testing import ClockPool, InlinePool
 from greendefer.threadpool import GreenThreadPool
@@ -122,9 +126,10 @@ def rows() -> list[Any]:
             add((make, f"{name}(max_queued=", "at least 0", value, "max_queued"))
         for value in NOT_A_STRING:
             add((make, f"{name}(name=", "string", value, "name"))
+        for value in NOT_CALLABLE:
+            if value is not None:
+                add((make, f"{name}(around=", "callable", value, "around"))
     for value in NOT_CALLABLE:
-        if value is not None:
-            add((lambda **k: GreenPool(**k), "around", "callable", value, "around"))
         add((lambda f: GreenPool().submit(f), "submit(f", "call", value, "f"))
         add((lambda f: NativeThreadPool(1).submit(f), "submit(f", "call", value, "f"))
         add((lambda f: ExecutorPool(executor, 1).submit(f), "submit(f", "call", value, "f"))
@@ -194,7 +199,165 @@ def rows() -> list[Any]:
     for value in (0, HUGE):
         add((lambda v: GreenPool(v), "size", "at least 1", value, "v"))
     add((GeventAsyncioReactor, "eventloop", "GreenEventLoop", 1, "eventloop"))
-    return table
+    return [*table, *rows_of_instrumentation(), *rows_of_threads(), *rows_of_geventreactor()]
+
+
+class HalfAClock:
+    seconds = time.monotonic
+    callLater = 5
+
+
+def rows_of_instrumentation() -> Iterator[Any]:
+    """And those of the pools for tests."""
+    hooks: tuple[tuple[Any, str], ...] = (
+        (instrumentation.LoggingHook, "a logging.Logger or None"),
+        (instrumentation.StructlogHook, "a logger of structlog's or None"),
+        (instrumentation.PrometheusHook, "a CollectorRegistry or None"),
+    )
+    for value in (1, "logger", [], Hostile(), Long()):
+        for hook, allowed in hooks:
+            name = "registry" if hook is instrumentation.PrometheusHook else "logger"
+            yield hook, f"{hook.__name__}({name})", allowed, value, name
+    for value in (None, 1, Hostile(), Long(), blocking):
+        yield instrumentation.set_hooks, "set_hooks(hooks)", "a list of hooks", value, "hooks"
+    for value in ([1], "f", (Hostile(),), [instrumentation.LoggingHook(), Long()]):
+        allowed = "a hook has submitted, started, ended, rejected"
+        yield instrumentation.set_hooks, "set_hooks(hooks)", allowed, value, "hooks"
+    warn, argument = instrumentation.warn_of_holdups, "warn_of_holdups(seconds)"
+    for value in NOT_SECONDS:
+        yield warn, argument, "a number of seconds", value, "seconds"
+    for value in (*NO_TIME, math.inf):
+        allowed = "a smaller number" if value in (HUGE, -HUGE) else "0 or more seconds, and finite"
+        yield warn, argument, allowed, value, "seconds"
+    yield warn, argument, "more than 0", 0, "seconds"
+
+    def inside(f: Any) -> None:
+        """Of a worker's block, which takes no reactor here, and no time."""
+
+        async def main() -> None:
+            async with InlinePool().worker() as worker:
+                await worker.submit(f)
+
+        greendefer.wait_for_deferred(ensureDeferred(main()), 20)
+
+    for value in NOT_CALLABLE:
+        yield inside, "submit(f", "something to call", value, "f"
+        yield lambda f: InlinePool().submit(f), "submit(f", "something to call", value, "f"
+    for value in (None, 1, "clock", Hostile(), time, HalfAClock()):
+        yield ClockPool, "ClockPool(clock)", "a twisted.internet.task.Clock", value, "clock"
+
+    def on_a_clock(**given: Any) -> ClockPool:
+        return ClockPool(Clock(), **given)
+
+    for value in NOT_A_COUNT:
+        yield on_a_clock, "ClockPool(size=", "a whole number", value, "size"
+        if value is not None:
+            yield on_a_clock, "ClockPool(max_queued=", "a whole number", value, "max_queued"
+    for value in (0, -1, -HUGE):
+        yield on_a_clock, "ClockPool(size=", "at least 1", value, "size"
+    yield on_a_clock, "ClockPool(max_queued=", "at least 0", -1, "max_queued"
+    for value in NOT_A_STRING:
+        yield on_a_clock, "ClockPool(name=", "a string or None", value, "name"
+        yield InlinePool, "InlinePool(name=", "a string or None", value, "name"
+
+    def step(takes: Any) -> None:
+        waiting_pool().step(takes)
+
+    for value in (None, *NOT_SECONDS):
+        yield step, "step(takes=", "a number of seconds", value, "takes"
+    for value in (*NO_TIME, math.inf):
+        allowed = "a smaller number" if value in (HUGE, -HUGE) else "0 or more seconds, and finite"
+        yield step, "step(takes=", allowed, value, "takes"
+
+
+def rows_of_threads() -> Iterator[Any]:
+    def adjusted(**sizes: Any) -> None:
+        GreenThreadPool(0, 5).adjustPoolsize(**sizes)
+
+    def connections(dbapiName: Any = "sqlite3", **given: Any) -> GreenConnectionPool:
+        return GreenConnectionPool(dbapiName, **given)
+
+    sized: tuple[tuple[str, Any, str, str], ...] = (
+        ("GreenThreadPool", GreenThreadPool, "minthreads", "maxthreads"),
+        ("adjustPoolsize", adjusted, "minthreads", "maxthreads"),
+        ("GreenConnectionPool", connections, "cp_min", "cp_max"),
+    )
+    for name, make, least, most in sized:
+        for value in NOT_A_COUNT:
+            if value is not None or make is not adjusted:
+                yield make, f"{name}({least}=", "a whole number", value, least
+                yield make, f"{name}({most}=", "a whole number", value, most
+        for value in (-1, -HUGE):
+            yield make, f"{name}({least}=", "at least 0", value, least
+        for value in (0, -1, -HUGE):
+            yield make, f"{name}({most}=", "at least 1", value, most
+        yield make, f"{name}({most}=", "a machine's number", HUGE, most
+        if make is not connections:  # where Twisted takes the smaller of both
+            yield make, f"{name}({least}=", "at most maxthreads", 101, least
+    for value in NOT_A_STRING:
+        yield GreenThreadPool, "name=", "a string or None", value, "name"
+    for value in (None, *NOT_A_STRING):
+        yield connections, "GreenConnectionPool(dbapiName)", "a string", value, "dbapiName"
+    for value in NOT_CALLABLE:
+        yield GreenThreadPool().callInThread, "func", "something to call", value, "func"
+        call = GreenThreadPool().callInThreadWithCallback
+        yield lambda f, call=call: call(None, f), "func", "something to call", value, "f"
+        if value is not None:
+            allowed = "something to call with the result, or None"
+            yield lambda f, call=call: call(f, reader), "onResult", allowed, value, "f"
+
+
+def rows_of_geventreactor() -> Iterator[Any]:
+    def in_pool(greenletpool: Any = default_pool, f: Any = reader) -> Any:
+        return geventreactor.deferToGreenletPool(the_reactor, greenletpool, f)
+
+    def blocking_call(f: Any) -> Any:
+        return geventreactor.blockingCallFromGreenlet(the_reactor, f)
+
+    calls: tuple[tuple[Any, str], ...] = (
+        (in_pool, "submit(f"),
+        (geventreactor.deferToGreenlet, "defer_to_greenlet(f"),
+        (blocking_call, "blockingCallFromGreenlet(reactor, f"),
+        (the_reactor.deferToGreenlet, "submit(f"),
+        (the_reactor.callInGreenlet, "submit(f"),
+        (the_reactor.callFromGreenlet, "callFromGreenlet(f"),
+    )
+    for value in NOT_CALLABLE:
+        for f, argument in calls:
+            yield f, argument, "something to call", value, "f"
+    for value in (None, *NOT_A_POOL):
+        yield in_pool, "for greenletpool", "a greendefer.GreenPool", value, "greenletpool"
+    several, argument = geventreactor.callMultipleInGreenlet, "callMultipleInGreenlet(tupleList)"
+    for value in (None, 1, Hostile(), Long(), blocking):
+        yield several, argument, "a list of (f, args, kwargs)", value, "tupleList"
+    for value in (
+        *([1], "f", [(reader,)], [(1, (), {})], [(reader, 1, {})], [(reader, (), 1)]),
+        *([(reader, (), {1: 2})], [(reader, (), {"a": 1, Hostile(): 2})], [Hostile()]),
+    ):
+        allowed = "something to call, a tuple, and a dict with strings for keys"
+        yield several, argument, allowed, value, "tupleList"
+    for value in (None, 1, blocking, Hostile(), Long()):
+        yield geventreactor.waitForGreenlet, "(g)", "a gevent.Greenlet", value, "g"
+        yield geventreactor.waitForDeferred, "(d)", "Deferred", value, "d"
+        make = geventreactor.GeventResolver
+        yield make, "GeventResolver(reactor)", "called from threads", value, "reactor"
+    for value in NOT_A_COUNT:
+        resize = the_reactor.suggestGreenletPoolSize
+        yield resize, "size", "a whole number", value, "size"
+    resolver = geventreactor.GeventResolver(the_reactor)
+
+    def look_up(timeout: Any) -> Any:
+        return resolver.getHostByName("localhost", timeout)
+
+    argument = "getHostByName(timeout=...)"
+    for value in (5, 0, True, "12", "", b"12", {}, {1, 2}, Hostile(), Long(), blocking):
+        yield look_up, argument, "a sequence of seconds", value, "timeout"
+    for value in NOT_SECONDS:
+        yield look_up, argument, "a number of seconds", (1, value), "timeout"
+    for value in (*NO_TIME, math.inf):
+        allowed = "a smaller number" if value in (HUGE, -HUGE) else "0 or more seconds, and finite"
+        yield look_up, argument, allowed, [1, value], "timeout"
+    yield look_up, argument, "the sum must be 0 or more seconds", [1e308, 10**308], "timeout"
 
 
 def refused(f: Any, name: str, value: Any) -> str:
@@ -255,6 +418,16 @@ def waiting_pool() -> ClockPool:
 
 def submit_to_worker(f: Any) -> Any:
     return PoolWorker(GreenPool(1)).submit(f)
+
+
+def connections_for_a_while(**given: Any) -> Deferred[None]:
+    return GreenConnectionPool("sqlite3", **given).close()
+
+
+def call_in_thread(onResult: Any, func: Any) -> Deferred[None]:
+    pool = GreenThreadPool()
+    pool.callInThreadWithCallback(onResult, func)
+    return pool.pool._when_idle()
 
 
 OPTIONS = {"pool": None, "timeout": None}
@@ -337,6 +510,11 @@ PUBLIC: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **sizes: GreenThreadPool().adjustPoolsize(**sizes),
         {"minthreads": None, "maxthreads": None},
     ),
+    "greendefer.threadpool.GreenThreadPool.callInThreadWithCallback": (
+        call_in_thread,
+        {"onResult": None, "func": reader},
+    ),
+    "greendefer.adbapi.GreenConnectionPool": (connections_for_a_while, {"cp_min": 3, "cp_max": 5}),
     "greendefer.testing.InlinePool": (InlinePool, {"name": None}),
     "greendefer.testing.ClockPool": (
         ClockPool,
@@ -400,6 +578,10 @@ WITHOUT = {
     "greendefer.start_reactor",
     "greendefer.instrumentation.get_hooks",
     "greendefer.geventreactor.install",
+    *("greendefer.doctor.examine", "greendefer.doctor.report"),
+    "greendefer.contrib.psycopg.install",
+    # Theirs are those of the command line.
+    *("greendefer.doctor.main", "greendefer.__main__.main"),
     # Its argument is that of the reactor, which is in the table.
     "greendefer.geventasyncioreactor.install",
     # Made by others.
@@ -409,12 +591,8 @@ WITHOUT = {
     # Data, or what others implement, or are.
     "greendefer.Pool",
     *("greendefer.PoolStats", "greendefer.instrumentation.CallDetails"),
+    "greendefer.doctor.Finding",
     *("greendefer.instrumentation.Hook", "greendefer.instrumentation.CallObserver"),
-    # Twisted's own arguments, which it checks.
-    "greendefer.adbapi.GreenConnectionPool",
-    # Not in the documentation.
-    *("greendefer.shutdown.longest_shutdown", "greendefer.shutdown.Shutdown"),
-    "greendefer.shutdown.add_first_trigger",
 }
 MODULES = (
     greendefer,
@@ -422,10 +600,12 @@ MODULES = (
         importlib.import_module(f"greendefer.{name}")
         for name in (
             *("adbapi", "geventasyncioreactor", "geventreactor", "instrumentation", "protocols"),
-            *("shutdown", "testing", "threadpool"),
+            *("shutdown", "testing", "threadpool", "doctor", "contrib.psycopg", "__main__"),
         )
     ),
 )
+"""All but greendefer.contrib.django, which can't be imported without Django; there is nothing in it
+that takes an argument."""
 
 
 def public_names(module: Any) -> Iterator[str]:
@@ -447,7 +627,18 @@ def test_all_public_names_are_in_the_table() -> None:
     assert names - fuzzed - WITHOUT - {"greendefer.protocols.in_order"} == {
         "greendefer.geventreactor.IReactorGreenlets"  # whose methods are in the table
     }
-    assert {name for name in fuzzed | WITHOUT if name.count(".") < 2} <= names
+    assert names >= WITHOUT
+    owners = names | {module.__name__ for module in MODULES}
+    assert not [name for name in fuzzed - names if not is_found_in(owners, name)]
+
+
+def is_found_in(owners: set[str], name: str) -> bool:
+    """Is it a method of one of these classes, or what one of these modules has from another?"""
+    owner, _, attribute = name.rpartition(".")
+    if owner not in owners:
+        return False
+    thing = pkgutil.resolve_name(owner)
+    return attribute in thing if thing is IReactorGreenlets else hasattr(thing, attribute)
 
 
 anything = st.one_of(
@@ -471,7 +662,14 @@ def settled() -> Any:
         _holdups._threshold,
         len(the_reactor.getDelayedCalls()),
         len(the_reactor.threadCallQueue),
+        triggers(),
     )
+
+
+def triggers() -> list[Any]:
+    """What is to be called as the reactor starts or stops."""
+    events = the_reactor._eventTriggers.values()
+    return [each for event in events for each in (*event.before, *event.during, *event.after)]
 
 
 @pytest.fixture
@@ -600,6 +798,31 @@ class TestNothingIsHalfDone:
         self.refused(pool.adjustPoolsize, "1", 7)
         self.refused(pool.adjustPoolsize, 8, 7)
         assert (pool.min, pool.max, pool.pool.size) == (1, 5, 5)
+
+    def test_a_connection_pool_is_not_told_of_the_shutdown(self, in_reactor: Any) -> None:
+        before = triggers()
+
+        def refuse_some() -> None:
+            for sizes in (
+                *({"cp_max": 0}, {"cp_max": 0, "cp_min": 0}, {"cp_max": "5"}, {"cp_min": -1}),
+                *({"cp_max": 2.5}, {"cp_max": True, "cp_min": 1}, {"cp_min": None}),
+            ):
+                self.refused(GreenConnectionPool, "sqlite3", **sizes)
+            self.refused(GreenConnectionPool, 5)
+
+        in_reactor(refuse_some)
+        assert triggers() == before
+        pool = in_reactor(GreenConnectionPool, "sqlite3", cp_max=1)
+        assert (pool.min, pool.max) == (1, 1)  # fewer than the 3 that are the default of cp_min
+        assert len(triggers()) == len(before) + 1
+        greendefer.wait_for_deferred(pool.close(), 20)
+        assert triggers() == before
+
+    def test_nothing_is_called_in_a_thread(self, logged: Any) -> None:
+        pool = GreenThreadPool(0, 1)
+        self.refused(pool.callInThread, "f")
+        self.refused(pool.callInThreadWithCallback, 5, len, "four")
+        assert pool.pool.stats().submitted == 0
 
     def test_hooks_stay(self) -> None:
         before = instrumentation.get_hooks()

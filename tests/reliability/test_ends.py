@@ -49,9 +49,9 @@ def until_they_block():
 """
 
 
-def run_ends(kind: str, carrier: str, how: str) -> dict[str, Any]:
+def run_ends(kind: str, carrier: str, how: str, last: str = "for ever") -> dict[str, Any]:
     patched = ["patched"] if PATCHED else []
-    done = run_python(ends.__file__, kind, carrier, how, *patched)
+    done = run_python(ends.__file__, kind, carrier, how, last, *patched)
     assert not done.stderr, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return report
@@ -62,7 +62,8 @@ def run_ends(kind: str, carrier: str, how: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ends.REACTORS)
 def test_a_thousand_calls_in_flight(kind: str, carrier: str, how: str) -> None:
     """Queued ones fail, running ones are killed after the grace, ``finally`` blocks run to their
-    end, waiting for both sides; all Deferreds fire while the reactor is there; and it exits."""
+    end, waiting for both sides; all Deferreds fire while the reactor is there; and it exits,
+    without waiting out what is left of the grace."""
     if kind == "stock-poll" and not PATCHED and carrier in ("greenlets", "workers"):
         pytest.skip("those are native threads there")
     if kind == "stock-poll" and PATCHED and carrier == "processes":
@@ -72,8 +73,25 @@ def test_a_thousand_calls_in_flight(kind: str, carrier: str, how: str) -> None:
     report = run_ends(kind, carrier, how)
     assert report["outcomes"] == {"PoolClosed": ends.CALLS}
     assert report["fired_late"] == 0
+    assert report["seconds"] < ends.GRACE / 2
     if carrier in ("greenlets", "workers"):
         assert report["begun"] == report["ended"] > 0
+
+
+@pytest.mark.parametrize("how", ["stop", "SIGTERM"])
+@pytest.mark.parametrize("carrier", ["greenlets", "threads"])
+@pytest.mark.parametrize("kind", ends.REACTORS)
+def test_calls_that_end_in_the_grace(kind: str, carrier: str, how: str) -> None:
+    """They have their results, and the reactor is gone when the last of them has ended: long before
+    the grace is over."""
+    if kind == "stock-poll" and not PATCHED and carrier == "greenlets":
+        pytest.skip("those are native threads there")
+    report = run_ends(kind, carrier, how, "until told")
+    begun = report["begun"]
+    assert report["outcomes"] == {"NoneType": begun, "PoolClosed": ends.CALLS - begun}
+    assert begun > 0
+    assert report["fired_late"] == 0
+    assert report["seconds"] < ends.GRACE / 2
 
 
 TAC = """
@@ -261,6 +279,52 @@ class TestWithoutStop:
         report = "{'begun': 500, 'fired': 1000, 'ended': 500}\n" if stays else ""
         assert done.stdout == report
         assert not done.stderr
+
+    @pytest.mark.skipif(MISSES_ENDS, reason="Python's executor waits for ever there")
+    @pytest.mark.parametrize("kind", ["threads", "processes"])
+    @pytest.mark.parametrize("last", ["pass", "reactor.stop()"])
+    def test_start_reactor_and_other_carriers(self, kind: str, last: str, run_program: Any) -> None:
+        """Native threads are left behind, and worker processes terminated: also where the module of
+        the executor was imported after the reactor had been started, and has Python wait for them
+        first."""
+        done = run_program(
+            """
+            import sys, time
+            import gevent, greendefer
+            from gevent import monkey
+            from greendefer.shutdown import set_shutdown_grace
+            set_shutdown_grace(running=0.1, ending=5)
+            """,
+            f"""
+            def processes():
+                import multiprocessing
+                from concurrent.futures import ProcessPoolExecutor
+                return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+
+            reactor = greendefer.start_reactor()
+            fired = []
+            native_sleep = monkey.get_original("time", "sleep")
+            if {kind!r} == "threads":
+                pool, f = greendefer.NativeThreadPool(2), native_sleep
+            else:
+                pool, f = greendefer.ExecutorPool(processes, 2), time.sleep
+            tell = lambda: print(len(fired), set(fired))
+            reactor.addSystemEventTrigger("after", "shutdown", tell)
+
+            @greendefer.blocking_from_greenlet
+            def submit():
+                for _ in range(1000):
+                    d = pool.submit(f, 3600)
+                    d.addErrback(lambda failure: fired.append(failure.type.__name__))
+
+            submit()
+            while pool.stats().running < 2:
+                gevent.sleep(0.01)
+            gevent.sleep(0.01)
+            {last}
+            """,
+        )
+        assert done.stdout == "1000 {'PoolClosed'}\n", done.stderr
 
     @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3)])
     def test_a_greenlet_of_ones_own(self, end: str, code: int, run_program: Any) -> None:

@@ -147,6 +147,43 @@ def test_a_result_that_cannot_be_looked_at(kind: str, result: Any, stats: Any) -
     assert (s.failed, s.completed, s.running) == (3, 1, 0)
 
 
+class SaysItIsAFailure:
+    __class__ = Failure  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", ["green", "thread"])
+@pytest.mark.parametrize("how", ["returns", "raises"])
+def test_what_blocking_code_waits_for(kind: str, how: str, result: Any, stats: Any) -> None:
+    """It hears of it, one way or the other, and its slot is free again."""
+    pool: Any = GreenPool(1) if kind == "green" else NativeThreadPool(1)
+
+    def hostile(what: Any) -> Any:
+        if how == "raises":
+            raise OfNoClass
+        return what()
+
+    @greendefer.blocking_from_greenlet
+    def wait(what: Any) -> Any:
+        return hostile(what)
+
+    for what in Unbound, SaysItIsAFailure:
+        got = result(pool.submit(lambda what=what: wait(what) and "heard")).get()
+        if how == "raises":
+            assert type(got.value) is GreendeferError
+        elif what is Unbound:
+            assert type(got.value) is RuntimeError
+        else:
+            assert got == "heard"
+    assert stats(pool).running == 0
+
+
+def test_what_a_greenlet_returns(result: Any) -> None:
+    got = result(greendefer.wait_for_greenlet(gevent.spawn(Unbound))).get()
+    assert type(got.value) is RuntimeError
+    got = result(greendefer.wait_for_greenlet(gevent.spawn(SaysItIsAFailure))).get()
+    assert type(got) is SaysItIsAFailure
+
+
 @pytest.mark.parametrize("kind", POOLS)
 def test_a_coroutine_that_fails_as_it_is_closed(kind: str, result: Any, stats: Any) -> None:
     """It is refused, like all coroutines, and has no say in that."""

@@ -18,6 +18,7 @@ from twisted.python.reflect import safe_str
 
 from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
 from .._patched import is_patched, original
+from ..shutdown import come_first_when_python_ends
 from . import WorkItem
 from .native import ENDING_SECONDS, native_sleep
 from .pickling import pickled, result_of, run_pickled
@@ -125,6 +126,7 @@ class ExecutorCarrier:
             raise GreendeferError(f"The function of an ExecutorPool returned {shown(executor)}")
         if self._is_ours and old is not None:
             old.shutdown(wait=False)
+        come_first_when_python_ends()  # which waits for what executors run
         self._executor = executor
         self._is_ours = True
         self._is_broken = False

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .._errors import failed_with
+from .._reactor.loops import is_destroyed
 from .._reactor.wait import SLICE
 
 if TYPE_CHECKING:
@@ -119,6 +120,10 @@ class Worker(greenlet):
                 stray = e
                 result = Failure(call.closed_error())
             else:
+                if type(e) is GreenletExit:
+                    # Not ours. It may be garbage, since its hub was destroyed: nobody would come
+                    # back to it if it waited for more.
+                    self.retired = True
                 result = failed_with(e)
         self.calls.pop()
         if self.kill_next in self.calls and stray is None:
@@ -281,7 +286,7 @@ class PinnedGreenletCarrier:
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
-        if waiter is not None:
+        if waiter is not None and not is_destroyed(self._handle.loop):
             self._handle.loop.run_callback(waiter.switch, None)
 
     def serve(self) -> None:

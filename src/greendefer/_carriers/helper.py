@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,24 @@ from .native import ENDING_SECONDS, allocate_lock, start_thread
 if TYPE_CHECKING:
     from .._admission import Call
     from .._runtime import Runtime
+
+
+DESCRIPTORS = 8
+"""What a hub needs, and some more."""
+
+
+def check_descriptors() -> None:
+    """See that there are descriptors for a hub: libev ends the process where there are none
+    (evpipe_init and ev_syserr in ev.c).
+
+    :raises OSError: there are not.
+    """
+    found: list[int] = []
+    try:
+        found.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(DESCRIPTORS))
+    finally:
+        for each in found:
+            os.close(each)
 
 
 class HelperHub:
@@ -49,6 +68,7 @@ class HelperHub:
 
     def _run(self, is_there: Callable[[], object]) -> None:
         try:
+            check_descriptors()
             self.hub = gevent.get_hub()
             self.loop = self.hub.loop
             self._ended = Waiter(self.hub)

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from .._errors import shown
+from .._policy import check_seconds
 
 THREADS = 50
 """How many lookups gevent's default resolver makes at once, where it is the one in use."""
@@ -64,17 +65,21 @@ class GeventResolver:
         """
         return self._all_addresses.resolveHostName(resolutionReceiver, hostName, *args, **kwargs)
 
-    def getHostByName(self, name: str, timeout: Sequence[float] = TIMEOUT) -> Deferred[str]:
+    def getHostByName(self, name: str, timeout: Sequence[float] | None = TIMEOUT) -> Deferred[str]:
         """Look up an IPv4 address.
 
-        :param timeout: seconds; the sum of them is the limit.
+        :param timeout: a sequence of seconds; the sum of them is the limit. Where it is empty, or
+            ``None``, that is Twisted's own.
         :returns: a Deferred of the address. It fails with ``DNSLookupError``, also when the time
             is over.
+        :raises TypeError: `timeout` is not a sequence of numbers.
+        :raises ValueError: a number in `timeout` is negative, NaN or infinite, or their sum is.
         """
+        seconds = _sum_of(timeout)
         d: Deferred[str] = deferToThreadPool(
             self._reactor,
             self._greenlets,
-            partial(self._look_up, "gethostbyname", sum(timeout or TIMEOUT)),
+            partial(self._look_up, "gethostbyname", seconds),
             name,
         )
         return d.addErrback(_not_found, name)
@@ -99,6 +104,22 @@ class GeventResolver:
                 self._resolver = thread.Resolver(hub)
                 self._resolver.pool = ThreadPool(THREADS, hub)
         return self._resolver
+
+
+def _sum_of(timeout: Sequence[float] | None) -> float:
+    if timeout is None:
+        return sum(TIMEOUT)
+    # Of the sequences, those of characters and of bytes are no times.
+    if not isinstance(timeout, Sequence) or isinstance(timeout, (str, bytes, bytearray)):
+        raise TypeError(
+            "getHostByName(timeout=...) must be a sequence of seconds, as (1, 3, 11), not "
+            f"{shown(timeout)}"
+        )
+    each = tuple(timeout) or TIMEOUT
+    for seconds in each:
+        check_seconds("getHostByName(timeout=...): each", seconds, needed=True)
+    check_seconds("getHostByName(timeout=...): the sum", sum(map(float, each)), needed=True)
+    return sum(each)
 
 
 def _not_found(failure: Failure, name: str) -> Failure:
