@@ -691,6 +691,28 @@ class TestWorkersThatDieAsOthersStart:
 
 
 @ends_are_seen
+def test_an_executor_that_is_made_as_python_ends(run_program: Any) -> None:
+    """Nothing more can be registered then. Python refuses it; that is no error of the call's."""
+    done = run_program(
+        """
+        import threading
+        import greendefer
+        from concurrent.futures import ThreadPoolExecutor
+        reactor = greendefer.start_reactor()
+
+        def refuse(f):
+            raise RuntimeError("can't register atexit after shutdown")
+
+        threading._register_atexit = refuse
+        pool = greendefer.ExecutorPool(lambda: ThreadPoolExecutor(1), 1)
+        submit = greendefer.blocking_from_greenlet(lambda: pool.submit(len, "four"))
+        print(submit())
+        """
+    )
+    assert done.stdout == "4\n"
+
+
+@ends_are_seen
 def test_workers_that_die_while_they_are_idle(run_program: Any) -> None:
     """Others take their place, for calls that have never run; also if one dies after that."""
     run_program(

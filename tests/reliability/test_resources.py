@@ -715,11 +715,22 @@ def test_a_hub_that_is_destroyed_with_calls_in_flight(kind: str, run_program: An
         from twisted.python import log
         errors = []
         log.addObserver(lambda event: errors.append(event) if event["isError"] else None)
-        pool, threads = greendefer.GreenPool(4), greendefer.NativeThreadPool(2)
+        pool, threads = greendefer.GreenPool(4), greendefer.NativeThreadPool(3)
         never = monkey.get_original("_thread", "allocate_lock")()
         never.acquire()
         released = monkey.get_original("_thread", "allocate_lock")()
         released.acquire()
+
+        workers = []
+        later = Deferred()
+
+        def sleeps():
+            workers.append(gevent.getcurrent())
+            gevent.sleep(3600)
+
+        @greendefer.blocking_from_greenlet
+        def waits_in_thread():
+            return later
 
         def waits():
             greendefer.wait_for_deferred(Deferred())
@@ -734,7 +745,7 @@ def test_a_hub_that_is_destroyed_with_calls_in_flight(kind: str, run_program: An
         async def main():
             timed = greendefer.green_deferred(pool=pool, timeout=3600)
             lost = [
-                pool.submit(gevent.sleep, 3600),
+                pool.submit(sleeps),
                 pool.submit(waits),
                 Deferred.fromCoroutine(on_a_worker()),
                 pool.submit(nests),  # and what it waits for runs in its slot
@@ -743,6 +754,7 @@ def test_a_hub_that_is_destroyed_with_calls_in_flight(kind: str, run_program: An
             cancelled = pool.submit(len, "cancelled")
             cancelled.addErrback(lambda failure: None)
             in_thread = threads.submit(released.acquire)
+            in_both = threads.submit(waits_in_thread)
             late = greendefer.green_deferred(pool=threads, timeout=0.5)(never.acquire)()
             turn = Deferred()
             reactor.callLater(0.05, turn.callback, None)
@@ -759,8 +771,16 @@ def test_a_hub_that_is_destroyed_with_calls_in_flight(kind: str, run_program: An
             assert s.running == s.lingering == s.queued == 0, s
             released.release()
             assert await in_thread is True
+            later.callback("it")
+            assert await in_both == "it"
             assert type(await error_of(late)) is greendefer.CallTimeout
             gc.collect()
+            (worker,) = workers
+            try:
+                worker.throw()  # by whoever still has it
+            except AttributeError:
+                pass  # its hub can't go on when it has ended
+            assert worker.dead
             assert await pool.submit(len, "four") == 4
             short = greendefer.green_deferred(pool=pool, timeout=0.01)(gevent.sleep)(3600)
             assert type(await error_of(short)) is greendefer.CallTimeout
