@@ -20,10 +20,12 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 import greendefer
 from greendefer import (
     CallTimeout,
+    ExecutorPool,
     GreenPool,
     NativeThreadPool,
     PoolClosed,
     PoolFull,
+    PoolWorker,
     Timeouts,
     green_deferred,
     wait_for_deferred,
@@ -1146,6 +1148,11 @@ class TestWorker:
             gevent.sleep(0)
         gate.opened.set()
         assert "swallow" in next(e["name"] for e in logged if "swallow" in e.get("log_format", ""))
+
+    def test_of_what_has_none(self) -> None:
+        for pool in "pool", GreenPool, ExecutorPool(lambda: None, 1):  # type: ignore[arg-type,return-value]
+            with pytest.raises(TypeError, match=r"PoolWorker\(pool\) needs a pool with a worker"):
+                PoolWorker(pool)  # type: ignore[arg-type]
 
     def test_as_a_pool_and_resized(self, in_reactor: Any) -> None:
         pool = GreenPool(1)

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from ._admission import Call, Pool
 from ._carriers import CarrierWithWorkers, Job, PinnedCarrier
+from ._errors import shown
 from ._policy import Timeouts
 from ._runtime import Runtime
 
@@ -53,6 +54,8 @@ class PoolWorker(Pool):
     _carrier: PinnedCarrier
 
     def __init__(self, pool: WithWorkers) -> None:
+        if not isinstance(pool, WithWorkers):
+            raise TypeError(f"PoolWorker(pool) needs a pool with a worker(), not {shown(pool)}")
         super().__init__(1, name=f"worker of {pool.name or 'a pool'}")
         self._pool = pool
         self._entered: Deferred[None] | None = None
