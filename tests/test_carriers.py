@@ -36,6 +36,7 @@ from greendefer import (
     wait_for_deferred,
 )
 from greendefer._carriers import executors, native, threads
+from greendefer._carriers.pickling import run_pickled
 
 # Executors.
 
@@ -151,6 +152,19 @@ def test_a_call_waits_for_one_that_another_slot_will_be_free_for(result: Any) ->
         assert refused.type is WouldDeadlock, refused
         assert 4 in values
         wait_for_deferred(pool.close(), 20)
+
+
+class InterpreterPoolExecutor(ThreadPoolExecutor):
+    """That of Python 3.14 is such a subclass, but shares nothing with what runs there."""
+
+    def submit(self, f: Any, /, *args: Any, **kwargs: Any) -> Any:
+        assert f is run_pickled
+        return super().submit(f, *args, **kwargs)
+
+
+def test_interpreters_get_bytes() -> None:
+    with InterpreterPoolExecutor(1) as executor:
+        assert wait_for_deferred(ExecutorPool(executor, 1).submit(inner, 1), 20) == 2
 
 
 class StrangeExecutor(Executor):

@@ -125,6 +125,7 @@ class TestNoMoreThreads:
 
     refused = []
     _holdups.start_thread = refuse
+    _holdups.RETRY_SECONDS = 3600
 
     async def main():
         for n in range(3):

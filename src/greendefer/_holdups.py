@@ -56,6 +56,10 @@ def warn_of_holdups(seconds: float | None) -> None:
     _threshold = seconds
 
 
+RETRY_SECONDS = 1.0
+"""How long to wait for another try, where no thread could be started."""
+
+
 class HoldupWatch:
     """Watches one hub."""
 
@@ -67,21 +71,23 @@ class HoldupWatch:
         self._out: tuple[int, float] | None = None
         self._join: Callable[[float], object] | None = None
         self._runs = False
+        self._not_before = 0.0
         self.asleep: bool = True
         runtime.wait.onlooker = self
 
     def wake(self) -> None:
         """There is something to do: watch it. Cheap; for the reactor's thread."""
-        self.asleep = False
-        if not self._runs:
+        if self._runs:
+            self.asleep = False
+            self._inbox.put(None)
+        elif monotonic() >= self._not_before:
+            self.asleep = False
             try:
                 self._join = start_thread(self._run, "greendefer-holdups")
+                self._runs = True
             except RuntimeError:  # no more threads: there is nobody to watch now, perhaps later
                 self.asleep = True
-            else:
-                self._runs = True
-        else:
-            self._inbox.put(None)
+                self._not_before = monotonic() + RETRY_SECONDS
 
     def forked(self) -> None:
         """This is a child process, without the thread."""
