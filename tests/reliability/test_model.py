@@ -310,6 +310,7 @@ class PoolMachine(RuleBasedStateMachine):
     def cancel(self, which: int, in_reactor: bool) -> None:
         """Whichever: one that has fired does not care."""
         call = self.calls[which % len(self.calls)]
+        inner = call.inner if call.state == "inner" else None
         if call.state in ("queued", "running", "inner"):
             call.fires_here = True
             self.given_up(call, "cancelled", CancelledError, not call.abandons)
@@ -318,6 +319,8 @@ class PoolMachine(RuleBasedStateMachine):
             self.in_reactor(call.d.cancel)
         else:
             call.d.cancel()
+        # What it has returned is cancelled with it, or goes on unheard.
+        assert inner is None or inner.called is not call.abandons
 
     @precondition(lambda self: any(c.timed for c in self.having("queued", "running", "inner")))
     @rule(which=which)
