@@ -108,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     choices = [*REACTORS, *(f"{kind}+patched" for kind in REACTORS)]
     parser.add_argument("--variant", action="append", choices=choices)
-    parser.add_argument("--jobs", type=int, default=3, help="how many run side by side")
+    parser.add_argument("--jobs", type=int, default=2, help="how many run side by side")
     parser.add_argument("tests", nargs="*", default=["twisted"])
     options = parser.parse_intermixed_args()
     variants = options.variant or VARIANTS
