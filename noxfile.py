@@ -246,7 +246,7 @@ def package(session: nox.Session) -> None:
     shutil.rmtree(source / "src")
     with session.chdir(source):
         # What could be amiss in a wheel: modules, plugins, programs. `-- tests` runs all.
-        names = ("decorators", "installed", "main", "pool", "variants")
+        names = ("decorators", "installed", "main", "pool", "programs", "variants")
         some = session.posargs or [f"tests/test_{name}.py" for name in names]
         session.run(python, "-m", "pytest", "-q", *some, external=True)
         tests = ("tests/test_installed.py",)
