@@ -342,7 +342,7 @@ class Call(Deferred[Any]):
             result = Failure(self.closed_error())
         if self._inner is not None:
             self._inner = None
-            self.pool._is_not_open(self)
+            self.pool._is_unfired_no_more(self)
             if isinstance(result, Failure):
                 self.settle("failed")
         if self.observer is not None:
@@ -443,16 +443,15 @@ class Pool:
         self._carrier: Carrier
         self._queue: OrderedDict[Call, None] = OrderedDict()
         self._active: set[Call] = set()
-        self._unfired: set[Call] = (
-            set()
-        )  # they have ended, but a Deferred that they returned has not
+        # They have ended, but a Deferred that they have returned has not fired.
+        self._unfired: set[Call] = set()
         self._submitted = self._running = self._lingering = self._queued = 0
         self._outcomes = dict.fromkeys(
             ("completed", "failed", "cancelled", "timed_out", "rejected"), 0
         )
         self._closed = False
         self._closers: list[Deferred[None]] = []
-        self._openers: list[Deferred[None]] = []
+        self._wait_for_unfired: list[Deferred[None]] = []
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name is not None else ""
@@ -703,7 +702,7 @@ class Pool:
         if lender is not None:
             slot_is_back(lender)
         if self._closers and not self._active:
-            self._fire_closers()
+            self._fire_all(self._closers)
 
     def _give_up(self, call: Call, outcome: str, how: OnCancel) -> None:
         """`call` is about to fire with an error: end it, or let it linger."""
@@ -714,7 +713,7 @@ class Pool:
             call.settle(outcome)
             inner, call._inner = call._inner, None
             if inner is not None:
-                self._is_not_open(call)
+                self._is_unfired_no_more(call)
                 if how == "kill":
                     cancel_quietly(inner)
             return
@@ -738,22 +737,20 @@ class Pool:
         idle: Deferred[None] = Deferred()
         self._closers.append(idle)
         if not self._active:
-            self._fire_closers()
+            self._fire_all(self._closers)
         return idle
 
-    def _is_not_open(self, call: Call) -> None:
+    def _is_unfired_no_more(self, call: Call) -> None:
         """The Deferred that `call` returned has fired, or nobody waits for it any more."""
         self._unfired.discard(call)
         if not self._unfired:
-            openers, self._openers = self._openers, []
-            for fired in openers:
-                self._runtime.deliver(fired.callback, None)
+            self._fire_all(self._wait_for_unfired)
 
     def _when_all_fired(self) -> Deferred[None]:
-        """A Deferred for when no Deferred is open that a call has returned."""
+        """A Deferred for when no Deferred is left to fire that a call has returned."""
         fired: Deferred[None] = Deferred()
         if self._unfired:
-            self._openers.append(fired)
+            self._wait_for_unfired.append(fired)
         else:
             fired.callback(None)
         return fired
@@ -785,10 +782,10 @@ class Pool:
         call.was_killed = True
         self._carrier.kill(call)
 
-    def _fire_closers(self) -> None:
-        closers, self._closers = self._closers, []
-        for closed in closers:
-            self._runtime.deliver(closed.callback, None)
+    def _fire_all(self, waiting: list[Deferred[None]]) -> None:
+        now, waiting[:] = waiting[:], []  # whoever hears of it may wait again
+        for d in now:
+            self._runtime.deliver(d.callback, None)
 
     # For shutdown, and for lending.
 
@@ -811,7 +808,7 @@ class Pool:
         """The calls that hold a slot."""
         return list(self._active)
 
-    def _open_calls(self) -> list[Call]:
+    def _unfired_calls(self) -> list[Call]:
         """The calls that have returned a Deferred which has not fired."""
         return list(self._unfired)
 

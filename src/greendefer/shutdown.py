@@ -74,13 +74,12 @@ def come_first_when_python_ends() -> None:
     What is registered last is called first (threading.py, _shutdown), and the modules of executors
     register themselves as they are imported.
     """
-    register = getattr(threading, "_register_atexit", None)
-    for f in _when_python_ends:
-        try:
-            if register is not None:  # pragma: no branch - all Pythons so far have it
-                register(f)
-        except RuntimeError:
-            return  # it ends already
+    register = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        for f in _when_python_ends:
+            register(f)
+    except RuntimeError:
+        pass  # it ends already
 
 
 def longest_shutdown() -> float:
@@ -132,7 +131,7 @@ class Shutdown:
         """The reactor was told to stop, and nobody has done anything about it yet."""
         for pool in self._pools():
             pool._reject_queued(self._runtime)
-            self._before += pool._active_calls() + pool._open_calls()
+            self._before += pool._active_calls() + pool._unfired_calls()
 
     def _last_in_line(self) -> None:
         self._runtime.reactor.addSystemEventTrigger("before", "shutdown", self._drain)
@@ -179,7 +178,7 @@ class Shutdown:
         runtime.stopped = True
         for pool in self._pools():
             pool.close(grace=0)
-            for call in pool._open_calls():
+            for call in pool._unfired_calls():
                 pool._end_now(call)
         runtime._flush(all_of_it=True)
         until = monotonic() + _ending

@@ -73,15 +73,16 @@ class ExecutorCarrier:
     def _submit_all(self) -> None:
         while self._to_submit:
             item = self._to_submit.popleft()
+            if item.is_taken:
+                continue
             mine = False
             try:
-                if not item.is_taken:
-                    executor = self._executor
-                    if executor is None or self._is_broken:
-                        executor = self._replace(executor)
-                    mine = item.claim()  # unless it was withdrawn while that was made
-                    if mine:
-                        self._submit(item, executor)
+                executor = self._executor
+                if executor is None or self._is_broken:
+                    executor = self._replace(executor)
+                mine = item.claim()  # unless it was withdrawn while that was made
+                if mine:
+                    self._submit(item, executor)
             except BaseException as e:  # pickling runs code of the arguments' own
                 error = e
                 if not issubclass(type(e), GreendeferError):  # see Call.end()

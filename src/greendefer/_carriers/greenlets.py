@@ -120,7 +120,7 @@ class Worker(greenlet):
                 stray = e
                 result = Failure(call.closed_error())
             else:
-                if is_destroyed(self._carrier.loop):
+                if is_destroyed(self._carrier.handle.loop):
                     self.retired = True  # nobody would come back to it if it waited for more
                 result = failed_with(e)
         self.calls.pop()
@@ -189,7 +189,7 @@ class GreenletCarrier:
         self.idle: list[Worker] = []
         self.workers = 0
         self.handle = handle
-        self.loop: Any = handle.loop
+        self._loop = handle.loop
         self.ready: deque[Job] = deque()
         self._scheduled = False
         self.until: float = 0.0
@@ -201,13 +201,13 @@ class GreenletCarrier:
         self.ready.append(call)
         if not self._scheduled:
             self._scheduled = True
-            self.loop.run_callback(self._dispatch)
+            self._loop.run_callback(self._dispatch)
 
     def withdraw(self, call: Call) -> bool:
         return call.is_ready  # it will not begin
 
     def kill(self, call: Call) -> None:
-        self.loop.run_callback(throw_kill, self.handle, call)
+        self._loop.run_callback(throw_kill, self.handle, call)
 
     def pinned(self) -> PinnedGreenletCarrier:
         return PinnedGreenletCarrier(self.handle)
@@ -231,14 +231,14 @@ class GreenletCarrier:
             if self.ready:
                 # A callback would run before the hub polls again; a timer lets it go round first.
                 if self._next_round is None:
-                    self._next_round = self.loop.timer(0.0)
+                    self._next_round = self._loop.timer(0.0)
                 self._next_round.start(self._dispatch, update=True)
             elif self._next_round is not None:
                 # A pool may be forgotten, and libuv has a pointer to what is not closed then.
                 self._next_round.close()
                 self._next_round = None
             if self._trimmer is None:
-                self._trimmer = self.loop.timer(TRIM_SECONDS, TRIM_SECONDS, ref=False)
+                self._trimmer = self._loop.timer(TRIM_SECONDS, TRIM_SECONDS, ref=False)
                 self._trimmer.start(self._trim)
 
     def _trim(self) -> None:
