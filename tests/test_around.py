@@ -309,6 +309,16 @@ def test_it_must_be_callable() -> None:
         ExecutorPool(Executor, 1, around=suppress(ValueError))  # type: ignore[arg-type]
 
 
+def test_what_it_is_set_to_is_checked_where_it_is_set(pool: GreenPool, diary: Diary) -> None:
+    with pytest.raises(TypeError, match=r"GreenPool\.around must be a callable that .*, not 5"):
+        pool.around = 5  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"not <contextlib\.suppress .*; it is called for"):
+        pool.around = suppress(ValueError)
+    assert pool.around is diary
+    greendefer.wait_for_deferred(pool.submit(int))
+    assert diary.lines == ["enter", "left"]
+
+
 def test_it_is_not_called_yet() -> None:
     """What a context manager's function returns can be called, but for another purpose."""
 

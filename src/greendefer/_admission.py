@@ -213,7 +213,7 @@ class Call(Deferred[Any]):
 
     def run(self) -> Any:
         """Run the function in the caller's contexts."""
-        f = self.f if self.pool.around is None else self._run_inside
+        f = self.f if self.pool._around is None else self._run_inside
         args, kwargs, context, log_context = self._ingredients
         if log_context is None:
             return context.run(f, *args, **kwargs)
@@ -223,7 +223,7 @@ class Call(Deferred[Any]):
 
     def _run_inside(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function inside of what its pool has around each call."""
-        around = self.pool.around
+        around = self.pool._around
         assert around is not None
         with around():
             try:
@@ -405,7 +405,6 @@ class Pool:
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
     :param around: returns a context manager, which each call is made inside of.
-    :ivar around: the same. It may be set at any time, and counts for calls that begin later.
     :raises TypeError: `size` or `max_queued` is not a whole number, `name` is not a string, or
         `around` is not callable.
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
@@ -428,14 +427,8 @@ class Pool:
             check_count(f"{what}(max_queued=...)", max_queued, 0)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"{what}(name=...) must be a string or None, not {shown(name)}")
-        # What @contextmanager makes is callable, too, and is entered once only.
-        if around is not None and (not callable(around) or isinstance(around, ContextDecorator)):
-            hint = "; it is called for each call: around=f, not around=f()"
-            raise TypeError(
-                f"{what}(around=...) must be a callable that returns a context manager, or None, "
-                f"not {shown(around)}{hint if hasattr(around, '__enter__') else ''}"
-            )
-        self.around = around
+        self._check_around(f"{what}(around=...)", around)
+        self._around = around
         self.name = name
         self.max_queued = max_queued
         self._size = size
@@ -452,6 +445,30 @@ class Pool:
         self._closed = False
         self._closers: list[Deferred[None]] = []
         self._wait_for_unfired: list[Deferred[None]] = []
+
+    @property
+    def around(self) -> Around | None:
+        """Returns what each call is made inside of. It may be set at any time, and counts for calls
+        that begin later.
+
+        :raises TypeError: it is set to what is not callable.
+        """
+        return self._around
+
+    @around.setter
+    def around(self, around: Around | None) -> None:
+        self._check_around(f"{type(self).__name__}.around", around)
+        self._around = around
+
+    @staticmethod
+    def _check_around(what: str, around: object) -> None:
+        # What @contextmanager makes is callable, too, and is entered once only.
+        if around is not None and (not callable(around) or isinstance(around, ContextDecorator)):
+            hint = "; it is called for each call: around=f, not around=f()"
+            raise TypeError(
+                f"{what} must be a callable that returns a context manager, or None, "
+                f"not {shown(around)}{hint if hasattr(around, '__enter__') else ''}"
+            )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name is not None else ""

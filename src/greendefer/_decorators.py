@@ -99,7 +99,8 @@ def green_deferred(
     If it returns a Deferred, that is waited for (its slot is free meanwhile).
 
     :param pool: where it runs: a :class:`GreenPool`, or a callable that gets the instance
-        (``None`` where there is none) and returns one. ``None`` is the default pool of 100.
+        (``None`` where there is none, and under ``@property``, which Python does not bind) and
+        returns one. ``None`` is the default pool of 100.
     :param timeout: seconds from the call to its result, or a :class:`Timeouts`.
     :param on_cancel: what ``Deferred.cancel()`` does to a call that runs: ``"kill"`` ends it with
         a ``gevent.GreenletExit``, so that its ``finally`` blocks run; ``"abandon"`` lets it
