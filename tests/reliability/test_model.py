@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 hypothesis = pytest.importorskip("hypothesis")
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -47,11 +47,11 @@ class Modelled:
     :ivar fires_here: it fires where it is refused, or cancelled: in the caller's greenlet.
     """
 
-    def __init__(self, number: int, swallows: bool, abandons: bool, timed: bool) -> None:
+    def __init__(self, number: int, swallows: bool, abandons: bool, limits: set[str]) -> None:
         self.number = number
         self.swallows = swallows
         self.abandons = abandons
-        self.timed = timed
+        self.limits = limits
         self.state = "new"
         self.outcome: str | None = None
         self.told = False  # to end
@@ -63,6 +63,13 @@ class Modelled:
         self.d: Any = None
         self.fired: list[Any] = []
         self.fired_in: list[Any] = []
+
+    @property
+    def has_deadline(self) -> bool:
+        """Is a limit of its time counted now?"""
+        return self.state in ("queued", "running", "inner") and not self.limits.isdisjoint(
+            ("total", "queued" if self.state == "queued" else "running")
+        )
 
 
 class Closing:
@@ -80,6 +87,8 @@ class Closing:
 
 class PoolMachine(RuleBasedStateMachine):
     """Each rule does something to the pool, and says what that does to the model."""
+
+    patience = SECONDS
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +199,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.admitted(call)
         if call.swallows:
             self.deaf.add(call.number)
-        timeouts = Timeouts(total=3600) if call.timed else None
+        # Those with none at all are to be had, too; none of all that are there is over by itself.
+        timeouts = Timeouts(**dict.fromkeys(call.limits, 3600)) if call.limits else None
         how = "abandon" if call.abandons else "kill"
         call.d = d = self.pool._call(self.body, (call,), {}, timeouts, how)  # type: ignore[arg-type]
 
@@ -211,7 +221,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     # The rules.
 
-    options = st.tuples(st.booleans(), st.booleans(), st.booleans())
+    options = st.tuples(
+        st.booleans(), st.booleans(), st.sets(st.sampled_from(["total", "queued", "running"]))
+    )
     which = st.integers(0, 99)
 
     @rule(options=options, in_reactor=st.booleans(), count=st.integers(1, 4))
@@ -322,11 +334,11 @@ class PoolMachine(RuleBasedStateMachine):
         # What it has returned is cancelled with it, or goes on unheard.
         assert inner is None or inner.called is not call.abandons
 
-    @precondition(lambda self: any(c.timed for c in self.having("queued", "running", "inner")))
+    @precondition(lambda self: any(call.has_deadline for call in self.calls))
     @rule(which=which)
     def expire(self, which: int) -> None:
         """Its deadline, in an hour, is now."""
-        calls = [call for call in self.having("queued", "running", "inner") if call.timed]
+        calls = [call for call in self.calls if call.has_deadline]
         call = calls[which % len(calls)]
         self.given_up(call, "timed_out", CallTimeout, True)
         self.refill()
@@ -412,9 +424,17 @@ class PoolMachine(RuleBasedStateMachine):
     # What must hold after each.
 
     def until(self, condition: Any) -> None:
-        with gevent.Timeout(SECONDS, AssertionError(f"never: {self.difference()}")):
+        assert self.comes(condition), f"never: {self.difference()}"
+
+    def comes(self, condition: Any) -> bool:
+        """Does that come true in time?"""
+        with gevent.Timeout(PoolMachine.patience, False):
             while not condition():
                 self.round()
+            return True
+        # What is found is made smaller, in some hundred runs that each wait for it in vain.
+        PoolMachine.patience = SECONDS / 10
+        return False
 
     def round(self) -> None:
         """The hub and the reactor have both had a turn."""
@@ -436,6 +456,8 @@ class PoolMachine(RuleBasedStateMachine):
                 return f"call {call.number} fired {call.fired}, not {call.expected}"
             if call.state in ("running", "inner") and call.number not in self.begun:
                 return f"call {call.number} has not begun"
+            if (call.d._deadline is not None) != call.has_deadline:
+                return f"call {call.number} is {call.state}, {call.limits}: {call.d._deadline}"
         for closing in self.closings:
             if len(closing.fired_in) != closing.fires:
                 return f"close() fired {closing.fired_in}, not {closing.fires}"
@@ -445,9 +467,7 @@ class PoolMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         if not hasattr(self, "pool"):
             return
-        with gevent.Timeout(SECONDS, False):
-            while self.difference() is not None:
-                self.round()
+        assert self.comes(lambda: self.difference() is None), self.difference()
         for _ in range(2):  # and nothing else happens
             self.round()
         assert self.difference() is None, self.difference()
@@ -497,6 +517,7 @@ def test_the_pool_is_as_its_model() -> None:
             derandomize=not LONG,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
+            phases=set(Phase) - {Phase.explain},
         ),
     )
 
@@ -508,10 +529,10 @@ def test_calls_that_a_close_ends(grace: float, swallows: bool) -> None:
     machine = PoolMachine()  # type: ignore[no-untyped-call]
     machine.make(2, None)
     machine.holds()
-    machine.submit((swallows, True, False), False, 1)
+    machine.submit((swallows, True, set()), False, 1)
     machine.holds()
     machine.cancel(0, False)
-    machine.submit((swallows, False, True), False, 2)
+    machine.submit((swallows, False, {"total"}), False, 2)
     machine.holds()
     machine.close(grace, False)
     machine.holds()
