@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 import sys
 import threading
 import types
@@ -239,6 +241,98 @@ def test_an_executor_that_can_not_be_made_for_a_call_that_is_cancelled(
     assert result(pool.submit(len, "four")).error() is ExecutorFailed
     s = stats(pool)
     assert (s.cancelled, s.failed, s.lingering) == (1, 1, 0)
+
+
+class Noted(ThreadPoolExecutor):
+    """It notes that it was shut down; that may fail."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__(1)
+        self.fails = fails
+        self.is_down = gevent.event.Event()
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        super().shutdown(*args, **kwargs)
+        self.is_down.set()
+        if self.fails:
+            raise ValueError("not today")
+
+
+def test_what_a_pool_has_made_is_shut_down_when_it_is_closed() -> None:
+    """When the last call has really ended: here, one that nobody waits for any more."""
+    made: list[Noted] = []
+    pool = ExecutorPool(lambda: made.append(Noted()) or made[-1], 2)  # type: ignore[func-returns-value]
+    begun, go = threading.Event(), threading.Event()
+    running = pool.submit(lambda: (begun.set(), go.wait()))
+    running.addErrback(lambda _: None)
+    while not begun.is_set():
+        gevent.sleep(0.001)
+    running.cancel()
+    wait_for_deferred(pool.close(grace=0), 20)
+    gevent.sleep(0)
+    (executor,) = made
+    assert not executor.is_down.is_set()
+    go.set()
+    assert executor.is_down.wait(20)
+    wait_for_deferred(pool.close(), 20)  # and again
+
+
+def test_worker_processes_end_with_their_pool() -> None:
+    pids: list[int] = []
+
+    def make() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    pool = ExecutorPool(make, 1)
+    pids.append(wait_for_deferred(pool.submit(os.getpid), 60))
+    wait_for_deferred(pool.close(), 20)
+    with gevent.Timeout(60):
+        while is_alive(pids[0]):
+            gevent.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    multiprocessing.active_children()  # reaps
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_what_it_was_given_is_its_owners_to_shut_down() -> None:
+    with Noted() as executor:
+        pool = ExecutorPool(executor, 1)
+        assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+        wait_for_deferred(pool.close(), 20)
+        gevent.sleep(0)
+        assert not executor.is_down.is_set()
+
+
+def test_an_executor_that_is_made_when_its_pool_is_closed_already(gate: Any, result: Any) -> None:
+    if not monkey.is_module_patched("threading"):
+        pytest.skip("it is made in the reactor's greenlet, which must not wait")
+    executor = Noted()
+    pool = ExecutorPool(lambda: gate(executor), 1)
+    d = pool.submit(len, "four")
+    assert gate.entered.wait(10)
+    heard = result(d)
+    d.cancel()
+    assert heard.error() is CancelledError
+    wait_for_deferred(pool.close(), 20)
+    gate.opened.set()
+    assert executor.is_down.wait(20)
+
+
+def test_an_executor_that_fails_as_it_is_shut_down(logged: Any) -> None:
+    executor = Noted(fails=True)
+    pool = ExecutorPool(lambda: executor, 1)
+    assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
+    wait_for_deferred(pool.close(), 20)
+    assert executor.is_down.wait(20)
+    (event,) = logged
+    assert event["log_failure"].type is ValueError
+    logged.clear()
 
 
 class HereExecutor(Executor):

@@ -718,8 +718,18 @@ class Pool:
             self._refill()
         if lender is not None:
             slot_is_back(lender)
-        if self._closers and not self._active:
+        if not self._active:
+            self._is_idle()
+
+    def _is_idle(self) -> None:
+        """No call holds a slot, or waits for one."""
+        if self._closers:
             self._fire_all(self._closers)
+        if self._closed:
+            self._retire()
+
+    def _retire(self) -> None:
+        """There will be no calls any more: let go of what only they need. Maybe more than once."""
 
     def _give_up(self, call: Call, outcome: str, how: OnCancel) -> None:
         """`call` is about to fire with an error: end it, or let it linger."""
@@ -754,7 +764,7 @@ class Pool:
         idle: Deferred[None] = Deferred()
         self._closers.append(idle)
         if not self._active:
-            self._fire_all(self._closers)
+            self._is_idle()
         return idle
 
     def _is_unfired_no_more(self, call: Call) -> None:

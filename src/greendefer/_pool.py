@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from ._admission import Around, Pool
-from ._carriers import Carrier, CarrierWithWorkers
+from ._carriers import CarrierWithWorkers
 from ._carriers.threads import ThreadCarrier
 from ._errors import shown
 from ._policy import Timeouts, refuse_to_kill
 from ._runtime import Runtime
 from ._worker import WithWorkers
+
+if TYPE_CHECKING:
+    from ._carriers.executors import ExecutorCarrier
 
 
 class GreenPool(WithWorkers):
@@ -135,7 +139,8 @@ class ExecutorPool(Pool):
     programs can't reach on Python 3.14 and newer).
 
     :param executor: an executor, which stays yours to shut down; or a function that makes one,
-        which is called when it is needed, and whose executors are shut down with the reactor.
+        which is called when it is needed, and whose executors are shut down with the pool, or with
+        the reactor.
     :param size: how many calls the executor gets at once.
     :param max_queued: how many more may wait for a slot; ``None`` is no bound, ``0`` none.
     :param name: what it is called in messages.
@@ -145,6 +150,8 @@ class ExecutorPool(Pool):
         is not a string, or `around` is not callable.
     :raises ValueError: `size` is below 1, or `max_queued` below 0.
     """
+
+    _carrier: ExecutorCarrier
 
     def __init__(
         self,
@@ -163,10 +170,13 @@ class ExecutorPool(Pool):
             )
         self._executor = executor
 
-    def _make_carrier(self, runtime: Runtime) -> Carrier:
+    def _make_carrier(self, runtime: Runtime) -> ExecutorCarrier:
         from ._carriers.executors import ExecutorCarrier
 
         return ExecutorCarrier(runtime, self._executor)
+
+    def _retire(self) -> None:
+        self._carrier.retire()
 
     def _check_timeouts(self, timeouts: Timeouts | None) -> None:
         refuse_to_kill("ExecutorPool", "what an executor has started it can't end", timeouts)

@@ -13,7 +13,9 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
+from twisted.logger import Logger
 from twisted.python.reflect import safe_str
 
 from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .._admission import Call
     from .._runtime import Runtime
 
+
+_log = Logger(namespace="greendefer")
 
 native_waitpid: Callable[[int, int], tuple[int, int]] = original("os", "waitpid")
 
@@ -56,6 +60,9 @@ class ExecutorCarrier:
         self._submitted = 0
         self._to_submit: deque[WorkItem] = deque()
         self._submits = False
+        self._is_retired = False
+        # The thread of a process pool that was shut down, while it runs: it holds pipes.
+        self._manager: Callable[[], Any] = bool
 
     def start(self, call: Call) -> None:
         self._to_submit.append(WorkItem(self._runtime, call))
@@ -92,6 +99,8 @@ class ExecutorCarrier:
                 if mine or item.claim():
                     item.end(failed_with(error))
         self._submits = False
+        if self._is_retired:  # what it was made for was withdrawn meanwhile
+            self._shut_down()
 
     def _submit(self, item: WorkItem, executor: Executor) -> None:
         submit: Callable[[Executor, Any], Future[Any] | None] = _submit_to
@@ -179,24 +188,42 @@ class ExecutorCarrier:
     def kill(self, call: Call) -> None:
         raise NotImplementedError("an executor can't kill")
 
+    def retire(self) -> None:
+        """Nothing runs, and nothing will: have the executor shut down, if it is ours."""
+        self._is_retired = True
+        if self._is_ours and not self._submits:
+            self._runtime.call_where_it_may_wait(self._shut_down)
+
+    def _shut_down(self) -> None:
+        executor: Any = self._executor
+        if executor is None or not self._is_ours:  # it was already, or somebody else will
+            return
+        self._executor = None
+        manager = getattr(executor, "_executor_manager_thread", None)
+        if manager is not None:
+            self._manager = ref(manager)
+        try:
+            try:
+                executor.shutdown(wait=False, cancel_futures=True)
+            except TypeError:  # loky's has no such argument
+                executor.shutdown(wait=False)
+        except BaseException:
+            _log.failure("{executor} could not be shut down", executor=shown(executor))
+
     def stop(self) -> None:
-        executor = self._executor
-        if not self._is_ours or executor is None:
+        self._is_retired = True
+        if not self._is_ours:
             return
         # Python waits for these processes when it exits (concurrent.futures.process, _python_exit).
         # What they still run has had its grace.
-        running = _processes_of(executor) if self._submitted else []
-        manager = getattr(executor, "_executor_manager_thread", None)
-        try:
-            executor.shutdown(wait=False, cancel_futures=True)
-        except TypeError:  # loky's has no such argument
-            executor.shutdown(wait=False)
+        running = _processes_of(self._executor) if self._submitted else []
+        self._shut_down()
         for process in running:
             process.terminate()
         if is_patched("threading"):
             for process in running:
                 _reap(process)
-        elif manager is not None:
+        elif manager := self._manager():
             # It closes the pipe that Python wakes it by when it exits, and does not ask whether it
             # may: Python would fail there, and hang.
             manager.join(ENDING_SECONDS)
