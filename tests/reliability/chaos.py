@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-if "patched" in sys.argv:
+if "patched" in sys.argv and __name__ == "__main__":  # not in the processes of the pools
     from gevent import monkey
 
     monkey.patch_all()
@@ -22,6 +22,9 @@ greendefer.install()
 
 import gc
 import json
+import multiprocessing
+import multiprocessing.process
+import multiprocessing.util
 import os
 import random
 import time
@@ -29,12 +32,24 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gevent
 import gevent.socket
 import gevent.subprocess
+from chores import (
+    converse,
+    dies,
+    exits,
+    fails,
+    fails_oddly,
+    returns_what_cannot_be_sent,
+    sleeps,
+)
 from gevent import monkey
 from gevent.hub import Hub
 from greenlet import GreenletExit, greenlet
@@ -47,7 +62,16 @@ from twisted.internet.task import deferLater
 from twisted.python import log
 from twisted.python.failure import Failure
 
-from greendefer import CallTimeout, GreenPool, NativeThreadPool, PoolFull, Timeouts
+from greendefer import (
+    CallTimeout,
+    ExecutorFailed,
+    ExecutorPool,
+    GreendeferError,
+    GreenPool,
+    NativeThreadPool,
+    PoolFull,
+    Timeouts,
+)
 from greendefer._carriers import greenlets as green_carrier
 from greendefer._carriers import native
 from greendefer._carriers import threads as thread_carrier
@@ -57,10 +81,18 @@ warnings.filterwarnings("ignore", "libuv only supports millisecond timer resolut
 
 reactor: Any = _reactor
 native_socket = monkey.get_original("socket", "create_connection")
-waitpid = monkey.get_original("os", "waitpid")
+spawnv_passfds = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
+PATCHED = "patched" in sys.argv
+# Where docs/limits.md says that a process pool does not see that a worker has died.
+MISSES_ENDS = (
+    PATCHED
+    and gevent.config.loop.__module__.startswith("gevent.libuv")
+    and gevent.version_info[:2] < (25, 5)
+)
 
 AT_ONCE = 300
 EVERY = 500  # calls, between two children of each side
+DIES_EVERY = 20_000  # calls, between two worker processes that die
 LATEST = 0.25
 """Seconds that the reactor may be late by, of our own making."""
 
@@ -107,7 +139,13 @@ EXPECTED = (
     error.ConnectionDone,
     error.ConnectionLost,
     error.ConnectError,
+    ExecutorFailed,
+    GreendeferError,  # arguments that can't be pickled
+    TypeError,  # results that can't
 )
+IN_A_PROCESS = (
+    converse, fails, exits, fails_oddly, returns_what_cannot_be_sent, sleeps
+)  # fmt: skip
 
 
 class Reply(protocol.Protocol):
@@ -180,6 +218,13 @@ class Chaos:
     def fetch_natively(self) -> bytes:
         """In a native thread."""
         return self.converse(native_socket(self.address(), timeout=5), b"answer")
+
+    def fetch_in_executor(self) -> bytes:
+        """In a thread of an executor's, which is a greenlet if all is patched."""
+        return self.fetch() if PATCHED else self.fetch_natively()
+
+    def in_a_process(self) -> None:
+        """Stands for one of those that processes do."""
 
     def fetch_by_twisted(self) -> bytes:
         how = self.how()
@@ -259,12 +304,17 @@ class Chaos:
                 if not ended.called:
                     ended.callback(reason.value.exitCode)  # type: ignore[union-attr]
 
-        began, delayed = time.monotonic(), run_delay()
-        reactor.spawnProcess(Ended(), "/bin/true", ["true"])
-        # The parent sleeps until the child has come to its exec (vfork(2)), however long the
-        # machine lets that wait.
-        self.spawning += time.monotonic() - began - (run_delay() - delayed)
+        self.by_vfork(reactor.spawnProcess, Ended(), "/bin/true", ["true"])
         return ended
+
+    def by_vfork(self, f: Callable[..., Any], *args: Any) -> Any:
+        """The parent sleeps until the child has come to its exec (vfork(2)), however long the
+        machine lets that wait."""
+        began, delayed = time.monotonic(), run_delay()
+        try:
+            return f(*args)
+        finally:
+            self.spawning += time.monotonic() - began - (run_delay() - delayed)
 
     def lines(self) -> Generator[bytes, None, None]:
         for _ in range(3):
@@ -303,6 +353,8 @@ class Chaos:
             return self.pools[0].submit(self.child_of_gevent)  # type: ignore[no-any-return]
         if n % EVERY == EVERY // 2:
             return maybeDeferred(self.child_of_twisted)
+        if n % DIES_EVERY == 1500 and not MISSES_ENDS:
+            return self.pools[3].submit(dies, None)  # type: ignore[no-any-return]
         if n % 211 == 0:
             self.pools[r.randrange(2)].resize(r.randrange(20, 200))
         kind = r.choices(
@@ -310,9 +362,9 @@ class Chaos:
                 self.fetch, self.fetch_by_twisted, self.return_a_deferred, self.nest,
                 self.raise_something, self.kill_oneself, self.be_killed, self.swallow,
                 self.clean_up, self.spawn, self.fetch_natively, self.several_on_one_worker,
-                self.iterate,
+                self.iterate, self.in_a_process, self.fetch_in_executor,
             ),
-            (600, 60, 40, 60, 60, 10, 10, 10, 20, 20, 10, 10, 10),
+            (600, 60, 40, 60, 60, 10, 10, 10, 20, 20, 10, 10, 10, 10, 10),
         )[0]  # fmt: skip
         if kind in (self.several_on_one_worker, self.iterate):
             return kind()  # type: ignore[return-value]
@@ -320,10 +372,19 @@ class Chaos:
         if r.random() < 0.15:
             limit = r.choice(("total", "queued", "running"))
             timeout = Timeouts(**{limit: r.random() / 20})
-        pool = self.pools[2] if kind == self.fetch_natively else self.pools[r.random() < 0.3]
+        pool = self.pools[r.random() < 0.3]
+        f: Callable[..., Any] = kind
+        args: tuple[Any, ...] = ()
+        if kind == self.fetch_natively:
+            pool = self.pools[2]
+        elif kind == self.in_a_process:
+            pool, f = self.pools[3], r.choice(IN_A_PROCESS)
+            args = (self.address() if r.random() < 0.9 else self,)  # which can't be pickled
+        elif kind == self.fetch_in_executor:
+            pool = self.pools[4]
         on_cancel: Any = r.choice(("kill", "kill", "abandon"))
         green = greendefer.green_deferred(pool=pool, timeout=timeout, on_cancel=on_cancel)
-        return green(kind)()
+        return green(f)(*args)
 
     def begin(self) -> None:
         most = self.made + AT_ONCE  # in this turn: some fire at once
@@ -382,6 +443,8 @@ class Chaos:
             GreenPool(100, name="first"),
             GreenPool(50, max_queued=200, name="second"),
             NativeThreadPool(4, name="threads"),
+            ExecutorPool(worker_processes, 4, name="processes"),
+            ExecutorPool(lambda: ThreadPoolExecutor(2), 4, name="executor"),
         ]
         self.tick()
         self.begin()
@@ -395,6 +458,10 @@ class Chaos:
             if s.submitted != ended or s.running or s.lingering or s.queued:
                 wrong.append(f"{pool.name} does not add up: {s}")
         return wrong
+
+
+def worker_processes() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
 
 def run_delay() -> float:
@@ -411,6 +478,7 @@ def held() -> dict[str, int]:
     # _disconnectSelectable). Whoever raised it last is in its traceback.
     for failure in PosixReactorBase._disconnectSelectable.__defaults__[0].values():
         failure.value.__traceback__ = None
+    forget_lost_exits()
     gc.collect()
     loop: Any = gevent.get_hub().loop
     return {
@@ -432,6 +500,25 @@ def frames() -> list[str]:
         " < ".join(f.name for f in reversed(traceback.extract_stack(frame)[-4:]))
         for frame in sys._current_frames().values()
     ]
+
+
+def forget_lost_exits() -> None:
+    """Unpatched, an exit that gevent's watchers have reaped is lost to multiprocessing, which keeps
+    two descriptors for it: see docs/limits.md."""
+    for process in list(multiprocessing.process._children):  # type: ignore[attr-defined]
+        popen = process._popen
+        if popen.poll() is None and not Path(f"/proc/{process.pid}").exists():
+            popen.returncode = 0
+    multiprocessing.active_children()  # forgets those that have ended
+
+
+def descriptors() -> list[str]:
+    """What each of them is for; not the one that lists them."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(os.readlink(each))
+    return found
 
 
 def children() -> int:
@@ -466,11 +553,13 @@ def main(calls: int, seed: int) -> Generator[Any, Any, list[str]]:
     @inlineCallbacks  # type: ignore[arg-type]
     def run(n: int) -> Generator[Any, Any, Chaos]:
         chaos = Chaos(n, seed, port)
+        multiprocessing.util.spawnv_passfds = partial(chaos.by_vfork, spawnv_passfds)  # type: ignore[attr-defined]
         yield chaos.run()
         # Those that linger, or ended out of turn, are to end now.
         yield Deferred.fromCoroutine(all_closed(chaos.pools))
         chaos.look()  # there may be a tick that is due, and had no chance to the end
         chaos.ticker.cancel()
+        multiprocessing.util.spawnv_passfds = spawnv_passfds  # type: ignore[attr-defined]
         return chaos
 
     async def all_closed(pools: list[Any]) -> None:
@@ -480,6 +569,7 @@ def main(calls: int, seed: int) -> Generator[Any, Any, list[str]]:
     # What is made once and kept (the resolver, caches) is made by then.
     yield run(min(calls, 2000))
     before = yield settled(None)
+    were = descriptors()
     rss = memory()
     began = time.monotonic()
     chaos = yield run(calls)
@@ -488,7 +578,7 @@ def main(calls: int, seed: int) -> Generator[Any, Any, list[str]]:
     stats = [vars(pool.stats()) for pool in chaos.pools]
     report = {
         "calls": calls,
-        "patched": "patched" in sys.argv,
+        "patched": PATCHED,
         "seconds": round(seconds),
         "outcomes": chaos.outcomes,
         "treated": chaos.treated,
@@ -524,6 +614,8 @@ def main(calls: int, seed: int) -> Generator[Any, Any, list[str]]:
     wrong += [f"{name}: {before[name]}, then {n}" for name, n in after.items() if n > most[name]]
     if after["threads"] > before["threads"]:
         wrong.append(f"they are in {frames()}")
+    if after["descriptors"] > before["descriptors"]:
+        wrong.append(f"they are {descriptors()}, and were {were}")
     if after["watchers"] < 0:
         wrong.append("the hub has lost count of what is alive")
     if calls >= 100_000 and memory() > after_a_tenth + 8:

@@ -1,0 +1,51 @@
+"""What ``chaos.py`` has worker processes do: they import this module, and little else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+
+class TakesTwo(Exception):
+    """It is pickled with one of its arguments, and so can't be unpickled."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def converse(address: tuple[str, int]) -> bytes:
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(b"answer\n")
+        got = b""
+        while chunk := connection.recv(100):
+            got += chunk
+    if got != b"ok\n":
+        raise ConnectionError(f"half an answer: {got!r}")
+    return got
+
+
+def fails(address: object) -> None:
+    raise ValueError("as usual")
+
+
+def exits(address: object) -> None:
+    raise SystemExit(3)
+
+
+def fails_oddly(address: object) -> None:
+    raise TakesTwo("one", "two")
+
+
+def returns_what_cannot_be_sent(address: object) -> object:
+    return threading.Lock()
+
+
+def sleeps(address: object) -> None:
+    time.sleep(0.02)
+
+
+def dies(address: object) -> None:
+    """Its process does: so do the others of that executor."""
+    os._exit(1)
