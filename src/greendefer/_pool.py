@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
 
 from ._admission import Around, Pool
 from ._carriers import CarrierWithWorkers
+from ._carriers.executors import ExecutorCarrier
 from ._carriers.threads import ThreadCarrier
 from ._errors import shown
 from ._policy import Timeouts, refuse_to_kill
 from ._runtime import Runtime
 from ._worker import WithWorkers
-
-if TYPE_CHECKING:
-    from ._carriers.executors import ExecutorCarrier
 
 
 class GreenPool(WithWorkers):
@@ -171,8 +168,6 @@ class ExecutorPool(Pool):
         self._executor = executor
 
     def _make_carrier(self, runtime: Runtime) -> ExecutorCarrier:
-        from ._carriers.executors import ExecutorCarrier
-
         return ExecutorCarrier(runtime, self._executor)
 
     def _retire(self) -> None:

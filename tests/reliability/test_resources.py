@@ -96,6 +96,97 @@ def test_no_descriptors_left(kind: str, run_limited: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("what", ["gevent", "twisted", "executor"])
+def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
+    """It takes several: wherever they end, the call fails, and none of them is left."""
+    run_limited(
+        f"""
+        import gc, gevent.subprocess, multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+        from gevent import monkey
+        from twisted.internet.utils import getProcessValue
+        close = monkey.get_original("os", "close")  # gevent's waits for a turn of the loop
+        spawn = multiprocessing.get_context("spawn")
+
+        def make_executor():
+            return ProcessPoolExecutor(1, mp_context=spawn)
+
+        pools = {{
+            "gevent": greendefer.GreenPool(1),
+            "twisted": greendefer.GreenPool(1),
+            "executor": greendefer.ExecutorPool(make_executor, 1),
+        }}
+        what = {what!r}
+        calls = {{
+            "gevent": (gevent.subprocess.call, ["/bin/true"]),
+            "twisted": (getProcessValue, "/bin/true"),  # a Deferred, in the reactor's greenlet
+            "executor": (len, ""),
+        }}
+        call = calls[what]
+        if what == "twisted":
+            call = (greendefer.blocking_from_greenlet(call[0]), call[1])
+
+        def used():
+            gc.collect()
+            multiprocessing.active_children()
+            found = {{}}
+            for each in os.listdir("/proc/self/fd"):
+                try:
+                    found[int(each)] = os.readlink(f"/proc/self/fd/{{each}}")
+                except OSError:
+                    pass  # the one that has listed them
+            return found
+
+        async def nothing_is_left():
+            for _ in range(100):
+                if used() == before:
+                    return
+                await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+            assert used() == before, (used(), before)
+
+        async def main():
+            global before
+            # What is made once, and kept: for gevent's children, and multiprocessing's.
+            assert await greendefer.defer_to_greenlet(gevent.subprocess.call, ["/bin/true"]) == 0
+            spawn.Lock()
+            await greendefer.defer_to_greenlet(gevent.sleep, 0.1)
+            before = used()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            errors = []
+            while True:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 40, hard))
+                hogs = []
+                try:
+                    while True:
+                        hogs.append(os.open("/dev/null", os.O_RDONLY))
+                except OSError as e:
+                    assert e.errno == errno.EMFILE
+                for _ in range(len(errors)):
+                    close(hogs.pop())
+                got = await error_of(pools[what].submit(*call))
+                for hog in hogs:
+                    close(hog)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                if not isinstance(got, Exception):
+                    break
+                if what == "executor":
+                    assert type(got) is greendefer.ExecutorFailed, got
+                    got = got.__cause__
+                errors.append(got.errno)
+                got = None  # it has frames, which may have what is about to be forgotten
+                if what != "executor":  # whose pipes go when it does
+                    await nothing_is_left()
+            assert got == 0, got
+            assert len(errors) > 1 and set(errors) == {{errno.EMFILE}}, errors
+            assert len(multiprocessing.active_children()) == (what == "executor")
+            assert await pools[what].submit(*call) == 0
+            await pools[what].close()
+            await nothing_is_left()
+        go(main)
+        """
+    )
+
+
 @pytest.mark.parametrize("side", ["gevent", "twisted"])
 def test_no_memory_for_a_fork(side: str, run_limited: Any) -> None:
     """ENOMEM is raised where the process was asked for, on whichever side."""
