@@ -718,13 +718,12 @@ class Pool:
             self._refill()
         if lender is not None:
             slot_is_back(lender)
-        if not self._active:
-            self._is_idle()
+        if (self._closers or self._closed) and not self._active:
+            self._all_have_ended()
 
-    def _is_idle(self) -> None:
+    def _all_have_ended(self) -> None:
         """No call holds a slot, or waits for one."""
-        if self._closers:
-            self._fire_all(self._closers)
+        self._fire_all(self._closers)
         if self._closed:
             self._retire()
 
@@ -764,7 +763,7 @@ class Pool:
         idle: Deferred[None] = Deferred()
         self._closers.append(idle)
         if not self._active:
-            self._is_idle()
+            self._all_have_ended()
         return idle
 
     def _is_unfired_no_more(self, call: Call) -> None:
