@@ -706,7 +706,8 @@ def main() -> None:
     reactor.callWhenRunning(run)
     reactor.run()
     for each in executors:
-        each.shutdown(wait=False, cancel_futures=True)
+        # Python may fail as it wakes those that end while it does: see _join_managers().
+        each.shutdown(wait=not PATCHED, cancel_futures=True)
 
 
 if __name__ == "__main__":

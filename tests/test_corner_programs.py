@@ -567,6 +567,42 @@ class TestWorkerProcesses:
         )
 
 
+@pytest.mark.skipif(PATCHED, reason="patched, the executor's own threads are greenlets")
+@pytest.mark.parametrize("last", ["runtime_here().pools.clear()", "pass"])
+def test_what_a_closed_pool_made_ends_before_python_does(last: str, run_program: Any) -> None:
+    """Python fails where it wakes the manager of processes that is ending by itself. The pool
+    may have been forgotten by then."""
+    run_program(
+        f"""
+        import atexit, multiprocessing, threading, time
+        from concurrent.futures import ProcessPoolExecutor, process
+        import greendefer
+        from greendefer._runtime import runtime_here
+        greendefer.install()
+
+        managers = []
+        def look():
+            assert managers and not managers[0].is_alive(), managers
+            print("looked")
+        # After all that an executor's pool registers, and before what Python itself has.
+        threading._register_atexit(look)
+
+        def make():
+            context = multiprocessing.get_context("spawn")
+            return ProcessPoolExecutor(1, mp_context=context)
+
+        async def main():
+            pool = greendefer.ExecutorPool(make, 1)
+            await pool.submit(atexit.register, time.sleep, 0.3)
+            managers.extend(each for each in threading.enumerate()
+                            if isinstance(each, process._ExecutorManagerThread))
+            await pool.close()
+            {last}
+        go(main)
+        """
+    ).stdout.index("looked")
+
+
 WORK = """
 import os, signal, time
 

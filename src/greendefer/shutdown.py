@@ -60,20 +60,15 @@ _when_python_ends: list[Callable[[], object]] = []
 
 
 def call_when_python_ends(f: Callable[[], object]) -> None:
-    """Call `f` when the program ends, before Python waits for threads and processes. It is called
-    more than once."""
-    _when_python_ends.append(f)
-    atexit.register(f)
-    come_first_when_python_ends()
-
-
-def come_first_when_python_ends() -> None:
-    """Python has begun to wait for something else as it ends: for the processes of an executor,
-    say. Have what it is to call come before that.
+    """Call `f` when the program ends, before Python waits for threads, and for the processes of
+    those executors that are there by now. It is called more than once.
 
     What is registered last is called first (threading.py, _shutdown), and the modules of executors
-    register themselves as they are imported.
+    register themselves as they are imported. So all of these are registered anew.
     """
+    if f not in _when_python_ends:
+        _when_python_ends.append(f)
+        atexit.register(f)
     register = getattr(threading, "_register_atexit", atexit.register)
     try:
         for f in _when_python_ends:

@@ -13,14 +13,14 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakSet
 
 from twisted.logger import Logger
 from twisted.python.reflect import safe_str
 
 from .._errors import ExecutorFailed, GreendeferError, failed_with, shown
 from .._patched import is_patched, original
-from ..shutdown import come_first_when_python_ends
+from ..shutdown import call_when_python_ends
 from . import WorkItem
 from .native import ENDING_SECONDS, native_sleep
 from .pickling import pickled, result_of, run_pickled
@@ -61,8 +61,6 @@ class ExecutorCarrier:
         self._to_submit: deque[WorkItem] = deque()
         self._submits = False
         self._is_retired = False
-        # The thread of a process pool that was shut down, while it runs: it holds pipes.
-        self._manager: Callable[[], Any] = bool
 
     def start(self, call: Call) -> None:
         self._to_submit.append(WorkItem(self._runtime, call))
@@ -135,8 +133,8 @@ class ExecutorCarrier:
         if not isinstance(executor, Executor):
             raise GreendeferError(f"The function of an ExecutorPool returned {shown(executor)}")
         if self._is_ours and old is not None:
-            old.shutdown(wait=False)
-        come_first_when_python_ends()  # which waits for what executors run
+            _shut_down(old)
+        call_when_python_ends(_join_managers)  # before Python waits for what executors run
         self._executor = executor
         self._is_ours = True
         self._is_broken = False
@@ -195,20 +193,9 @@ class ExecutorCarrier:
             self._runtime.call_where_it_may_wait(self._shut_down)
 
     def _shut_down(self) -> None:
-        executor: Any = self._executor
-        if executor is None or not self._is_ours:  # it was already, or somebody else will
-            return
-        self._executor = None
-        manager = getattr(executor, "_executor_manager_thread", None)
-        if manager is not None:
-            self._manager = ref(manager)
-        try:
-            try:
-                executor.shutdown(wait=False, cancel_futures=True)
-            except TypeError:  # loky's has no such argument
-                executor.shutdown(wait=False)
-        except BaseException:
-            _log.failure("{executor} could not be shut down", executor=shown(executor))
+        if self._is_ours and self._executor is not None:
+            executor, self._executor = self._executor, None
+            _shut_down(executor)
 
     def stop(self) -> None:
         self._is_retired = True
@@ -223,10 +210,32 @@ class ExecutorCarrier:
         if is_patched("threading"):
             for process in running:
                 _reap(process)
-        elif manager := self._manager():
-            # It closes the pipe that Python wakes it by when it exits, and does not ask whether it
-            # may: Python would fail there, and hang.
-            manager.join(ENDING_SECONDS)
+        _join_managers()  # the reactor may have been stopped by the end of Python
+
+
+_ending: WeakSet[Any] = WeakSet()
+"""The managers of process pools that were shut down here: native threads, while they run."""
+
+
+def _shut_down(executor: Any) -> None:
+    manager = getattr(executor, "_executor_manager_thread", None)
+    if manager is not None and not is_patched("threading"):
+        _ending.add(manager)
+    try:
+        try:
+            executor.shutdown(wait=False, cancel_futures=True)
+        except TypeError:  # loky's has no such argument
+            executor.shutdown(wait=False)
+    except BaseException:
+        _log.failure("{executor} could not be shut down", executor=shown(executor))
+
+
+def _join_managers() -> None:
+    """Python is about to wake all managers (concurrent.futures.process, _python_exit). One that
+    ends closes the pipe that it is woken by, and does not ask whether it may: Python would fail
+    there, and hang."""
+    for manager in list(_ending):
+        manager.join(ENDING_SECONDS)
 
 
 def _submit_to_threads(executor: Any, item: WorkItem) -> Future[Any] | None:
