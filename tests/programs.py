@@ -19,7 +19,8 @@ PATCHED = monkey.is_module_patched("socket")
 """Whether these tests are patched; then their programs are, too."""
 PATCH = "from gevent import monkey; monkey.patch_all()\n" if PATCHED else ""
 ON_LIBUV = gevent.config.loop.__module__.startswith("gevent.libuv")
-MISSES_ENDS = ON_LIBUV and PATCHED and gevent.version_info[:2] < (25, 5)
+MISSES_ENDS_PATCHED = ON_LIBUV and gevent.version_info[:2] < (25, 5)
+MISSES_ENDS = MISSES_ENDS_PATCHED and PATCHED
 """gevent's poll() does not tell there that a worker process has gone: see docs/limits.md."""
 NO_FORK_SERVER = PATCHED and sys.version_info >= (3, 14)
 """gevent's sockets don't suit how it is asked since: see docs/limits.md."""

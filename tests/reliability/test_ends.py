@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
-from programs import MISSES_ENDS, ON_LIBUV, PATCH, PATCHED, gunicorn, run_python, run_twistd
+from programs import (
+    LIMIT,
+    MISSES_ENDS,
+    MISSES_ENDS_PATCHED,
+    ON_LIBUV,
+    PATCH,
+    PATCHED,
+    gunicorn,
+    run_python,
+    run_twistd,
+)
 
 import greendefer
 from greendefer._deadlines import Deadline
@@ -47,6 +59,80 @@ def until_they_block():
         gevent.sleep(0)
 
 """
+
+# And 1,000 more on each of the other carriers: ten workers, 20 native threads, two processes.
+ON_ALL_CARRIERS = """
+import multiprocessing.resource_tracker, time
+from concurrent.futures import ProcessPoolExecutor
+from gevent import monkey
+from twisted.internet.defer import Deferred, ensureDeferred
+
+# Later on, under twistd, sys.stderr says that it has descriptor -1: see docs/limits.md.
+multiprocessing.resource_tracker.ensure_running()
+
+native_sleep = monkey.get_original("time", "sleep")
+kept = greendefer.GreenPool(10)
+threads = greendefer.NativeThreadPool(20)
+never = Deferred()
+in_threads, answered, pids = [], [], []
+
+def make_executor():
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+
+processes = greendefer.ExecutorPool(make_executor, 2)
+
+def block_natively():
+    in_threads.append(1)
+    native_sleep(3600)
+
+async def work():
+    async with kept.worker() as w:
+        for _ in range(100):
+            w.submit(block).addErrback(fired)
+        await never
+
+submit_to_greenlets, until_greenlets_block = submit, until_they_block
+
+def submit():
+    submit_to_greenlets()
+    for _ in range(10):
+        ensureDeferred(work()).addErrback(lambda failure: failure.trap(greendefer.PoolClosed))
+    for _ in range(1000):
+        threads.submit(block_natively).addErrback(fired)
+    if {processes}:  # one has answered when the first of these is sent there
+        processes.submit(os.getpid).addCallback(answered.append)
+        for _ in range(1000):
+            processes.submit(time.sleep, 3600).addErrback(fired)
+
+def until_they_block():
+    while counts["begun"] < 510 or len(in_threads) < 20 or len(answered) < {processes}:
+        gevent.sleep(0.01)
+    pids.extend(process.pid for process in multiprocessing.active_children())
+    assert len(pids) >= {processes}
+
+"""
+
+
+def all_in_flight(misses_ends: bool) -> tuple[str, int]:
+    """Such a program, and how many Deferreds are to fire."""
+    text = IN_FLIGHT + ON_ALL_CARRIERS.format(processes=0 if misses_ends else 1)
+    return text, 3000 if misses_ends else 4000
+
+
+def until_they_are_gone(pids: list[int]) -> None:
+    for pid in pids:
+        with gevent.Timeout(LIMIT):
+            while Path(f"/proc/{pid}").exists() and is_running(pid):
+                gevent.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Not a zombie, whose parent is not ours, and may not ask."""
+    try:
+        os.kill(pid, 0)
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def run_ends(kind: str, carrier: str, how: str, last: str = "for ever") -> dict[str, Any]:
@@ -113,7 +199,7 @@ class Calls(service.Service):
         return greendefer.defer_to_greenlet(gevent.sleep, 0.3).addCallback(slept.append)
 
 def report():
-    print("fired", counts["fired"], len(slept), "ended", counts["ended"])
+    print("fired", counts["fired"], len(slept), "ended", counts["ended"], "pids", pids)
 
 application = service.Application("calls")
 Calls().setServiceParent(application)
@@ -132,47 +218,61 @@ reactor.addSystemEventTrigger("after", "shutdown", report)
 def test_under_twistd(end: str, code: int, tmp_path: Path) -> None:
     """It exits with the signal that stopped it, or well, if that was the application itself.
     Services may make calls as they stop."""
-    (tmp_path / "calls.tac").write_text(PATCH + IN_FLIGHT + TAC.format(end=end))
+    in_flight, calls = all_in_flight(MISSES_ENDS)
+    (tmp_path / "calls.tac").write_text(PATCH + in_flight + TAC.format(end=end))
     options = ("--reactor=gevent", "--nodaemon", "--python=calls.tac")
     done = run_twistd(tmp_path, *options, check=False)
     log = (tmp_path / "log").read_text()
-    assert "fired 1000 1 ended 500" in log, log + done.stderr
+    report = re.search(rf"fired {calls} 1 ended 510 pids \[(.*)\]", log)
+    assert report, log + done.stderr
     assert done.returncode == code
     assert "Traceback" not in log
+    until_they_are_gone([int(pid) for pid in report[1].split(",") if pid])
 
 
 WSGI = """
 def report():
-    with open("report", "w") as f:
-        print(counts, file=f)
+    with open("report.new", "w") as f:
+        print(*counts.values(), *pids, file=f)
+    os.rename("report.new", "report")
 
 def app(environ, start_response):
     reactor = greendefer.start_reactor()
     reactor.addSystemEventTrigger("after", "shutdown", report)
     greendefer.blocking_from_greenlet(submit)()
     until_they_block()
+    if environ["PATH_INFO"] == "/stop":
+        reactor.stop()
     start_response("200 OK", [])
     return [b"begun in %d" % os.getpid()]
 """
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C", "stop"])
 def test_in_a_gunicorn_worker(how: str, tmp_path: Path) -> None:
     """A SIGINT has gunicorn end its workers at once, by ``sys.exit()`` in a greenlet. Ctrl-C in a
     terminal goes to the workers as well: they have theirs and gunicorn's."""
     pytest.importorskip("gunicorn")
-    (tmp_path / "app.py").write_text(IN_FLIGHT + WSGI)
+    in_flight, calls = all_in_flight(MISSES_ENDS_PATCHED)  # gunicorn patches
+    (tmp_path / "app.py").write_text(in_flight + WSGI)
+    report = tmp_path / "report"
     with gunicorn(tmp_path, "app:app") as (process, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            connection.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % how.encode())
             with connection.makefile("rb") as reply:
                 words = reply.read().split()
         assert words[-3:-1] == [b"begun", b"in"]
+        if how == "stop":  # the worker stays
+            with gevent.Timeout(30):
+                while not report.exists():
+                    gevent.sleep(0.01)
         if how == "Ctrl-C":
             os.kill(int(words[-1]), signal.SIGINT)
-        process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
+        process.send_signal(signal.SIGTERM if how in ("SIGTERM", "stop") else signal.SIGINT)
         assert process.wait(timeout=30) == 0
-    assert (tmp_path / "report").read_text() == "{'begun': 500, 'fired': 1000, 'ended': 500}\n"
+    begun, fired, ended, *pids = map(int, report.read_text().split())
+    assert (begun, fired, ended) == (510, calls, 510)
+    until_they_are_gone(pids)
 
 
 class TestWithoutStop:
