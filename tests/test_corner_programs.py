@@ -593,7 +593,7 @@ def test_what_a_closed_pool_made_ends_before_python_does(last: str, run_program:
 
         async def main():
             pool = greendefer.ExecutorPool(make, 1)
-            await pool.submit(atexit.register, time.sleep, 0.3)
+            await pool.submit(atexit.register, time.sleep, 1.5)
             managers.extend(each for each in threading.enumerate()
                             if isinstance(each, process._ExecutorManagerThread))
             await pool.close()

@@ -59,20 +59,22 @@ def set_shutdown_grace(running: float = 1.0, ending: float = 1.0) -> None:
 _when_python_ends: list[Callable[[], object]] = []
 
 
-def call_when_python_ends(f: Callable[[], object]) -> None:
+def call_when_python_ends(f: Callable[[], object], *, last: bool = False) -> None:
     """Call `f` when the program ends, before Python waits for threads, and for the processes of
     those executors that are there by now. It is called more than once.
+
+    :param last: after the others that are called so.
 
     What is registered last is called first (threading.py, _shutdown), and the modules of executors
     register themselves as they are imported. So all of these are registered anew.
     """
     if f not in _when_python_ends:
-        _when_python_ends.append(f)
+        _when_python_ends.insert(len(_when_python_ends) if last else 0, f)
         atexit.register(f)
     register = getattr(threading, "_register_atexit", atexit.register)
     try:
-        for f in _when_python_ends:
-            register(f)
+        for each in reversed(_when_python_ends):
+            register(each)
     except RuntimeError:
         pass  # it ends already
 

@@ -134,7 +134,8 @@ class ExecutorCarrier:
             raise GreendeferError(f"The function of an ExecutorPool returned {shown(executor)}")
         if self._is_ours and old is not None:
             _shut_down(old)
-        call_when_python_ends(_join_managers)  # before Python waits for what executors run
+        # After the reactor may have been stopped, and before Python waits for what executors run.
+        call_when_python_ends(_join_managers, last=True)
         self._executor = executor
         self._is_ours = True
         self._is_broken = False
@@ -210,7 +211,7 @@ class ExecutorCarrier:
         if is_patched("threading"):
             for process in running:
                 _reap(process)
-        _join_managers()  # the reactor may have been stopped by the end of Python
+        _join_managers(ENDING_SECONDS)
 
 
 _ending: WeakSet[Any] = WeakSet()
@@ -230,12 +231,12 @@ def _shut_down(executor: Any) -> None:
         _log.failure("{executor} could not be shut down", executor=shown(executor))
 
 
-def _join_managers() -> None:
-    """Python is about to wake all managers (concurrent.futures.process, _python_exit). One that
-    ends closes the pipe that it is woken by, and does not ask whether it may: Python would fail
-    there, and hang."""
+def _join_managers(seconds: float | None = None) -> None:
+    """Python is about to wake all managers, and to wait for them, however long that takes
+    (concurrent.futures.process, _python_exit). One that ends closes the pipe that it is woken by,
+    and does not ask whether it may: Python would fail there, and hang."""
     for manager in list(_ending):
-        manager.join(ENDING_SECONDS)
+        manager.join(seconds)
 
 
 def _submit_to_threads(executor: Any, item: WorkItem) -> Future[Any] | None:
