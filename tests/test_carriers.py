@@ -278,16 +278,14 @@ def test_what_a_pool_has_made_is_shut_down_when_it_is_closed() -> None:
 
 
 def test_worker_processes_end_with_their_pool() -> None:
-    pids: list[int] = []
-
     def make() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
     pool = ExecutorPool(make, 1)
-    pids.append(wait_for_deferred(pool.submit(os.getpid), 60))
+    pid = wait_for_deferred(pool.submit(os.getpid), 60)
     wait_for_deferred(pool.close(), 20)
     with gevent.Timeout(60):
-        while is_alive(pids[0]):
+        while is_alive(pid):
             gevent.sleep(0.01)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ContextDecorator
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
 from types import CoroutineType
@@ -39,7 +39,14 @@ from ._errors import (
     shown,
 )
 from ._lending import slot_is_back, wait_begins, wait_ends
-from ._policy import OnCancel, Timeouts, check_count, check_is_callable, check_seconds
+from ._policy import (
+    OnCancel,
+    Timeouts,
+    check_around,
+    check_count,
+    check_is_callable,
+    check_seconds,
+)
 from ._runtime import Runtime, runtime_here, runtime_if_any
 
 if TYPE_CHECKING:
@@ -427,7 +434,7 @@ class Pool:
             check_count(f"{what}(max_queued=...)", max_queued, 0)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"{what}(name=...) must be a string or None, not {shown(name)}")
-        self._check_around(f"{what}(around=...)", around)
+        check_around(f"{what}(around=...)", around)
         self._around = around
         self.name = name
         self.max_queued = max_queued
@@ -457,18 +464,8 @@ class Pool:
 
     @around.setter
     def around(self, around: Around | None) -> None:
-        self._check_around(f"{type(self).__name__}.around", around)
+        check_around(f"{type(self).__name__}.around", around)
         self._around = around
-
-    @staticmethod
-    def _check_around(what: str, around: object) -> None:
-        # What @contextmanager makes is callable, too, and is entered once only.
-        if around is not None and (not callable(around) or isinstance(around, ContextDecorator)):
-            hint = "; it is called for each call: around=f, not around=f()"
-            raise TypeError(
-                f"{what} must be a callable that returns a context manager, or None, "
-                f"not {shown(around)}{hint if hasattr(around, '__enter__') else ''}"
-            )
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name is not None else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -64,6 +65,20 @@ def check_is_callable(what: str, f: object) -> None:
         raise TypeError(
             f"{what} needs something to call, not {shown(f)}; it calls that itself: pass f and x "
             "to it, not f(x)"
+        )
+
+
+def check_around(what: str, around: object) -> None:
+    """Refuse what makes no context managers.
+
+    :raises TypeError: `around` is neither callable nor ``None``, or is one itself: what
+        ``@contextmanager`` makes is callable, too, and is entered once only.
+    """
+    if around is not None and (not callable(around) or isinstance(around, ContextDecorator)):
+        hint = "; it is called for each call: around=f, not around=f()"
+        raise TypeError(
+            f"{what} must be a callable that returns a context manager, or None, "
+            f"not {shown(around)}{hint if hasattr(around, '__enter__') else ''}"
         )
 
 

@@ -41,12 +41,14 @@ from typing import Any
 import gevent
 import gevent.socket
 import gevent.subprocess
-from chores import (
+from chaos_calls import (
+    Unsendable,
     converse,
     dies,
     exits,
     fails,
     fails_oddly,
+    fetches,
     returns_what_cannot_be_sent,
     sleeps,
 )
@@ -76,19 +78,16 @@ from greendefer._carriers import greenlets as green_carrier
 from greendefer._carriers import native
 from greendefer._carriers import threads as thread_carrier
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from programs import MISSES_ENDS, PATCHED
+
 # gevent says so of each sleep of its caller's, and some of ours here are.
 warnings.filterwarnings("ignore", "libuv only supports millisecond timer resolution")
 
 reactor: Any = _reactor
 native_socket = monkey.get_original("socket", "create_connection")
 spawnv_passfds = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
-PATCHED = "patched" in sys.argv
-# Where docs/limits.md says that a process pool does not see that a worker has died.
-MISSES_ENDS = (
-    PATCHED
-    and gevent.config.loop.__module__.startswith("gevent.libuv")
-    and gevent.version_info[:2] < (25, 5)
-)
 
 AT_ONCE = 300
 EVERY = 500  # calls, between two children of each side
@@ -140,12 +139,15 @@ EXPECTED = (
     error.ConnectionLost,
     error.ConnectError,
     ExecutorFailed,
-    GreendeferError,  # arguments that can't be pickled
-    TypeError,  # results that can't
+    Unsendable,
 )
-IN_A_PROCESS = (
-    converse, fails, exits, fails_oddly, returns_what_cannot_be_sent, sleeps
-)  # fmt: skip
+IN_A_PROCESS = (fetches, fails, exits, fails_oddly, returns_what_cannot_be_sent, sleeps)
+
+
+def is_expected(failure: Failure) -> bool:
+    if failure.type is GreendeferError:  # others, that are more than that, are not
+        return "can't be sent to another process" in str(failure.value)
+    return issubclass(failure.type, EXPECTED)
 
 
 class Reply(protocol.Protocol):
@@ -197,34 +199,21 @@ class Chaos:
         self.treated[how] += 1
         return f"delay {r.randrange(30)}".encode() if how == "delay" else how.encode()
 
-    def converse(self, connection: Any, how: bytes) -> bytes:
-        with connection:
-            connection.sendall(how + b"\n")
-            got = b""
-            while chunk := connection.recv(100):
-                got += chunk
-            if got != b"ok\n":
-                raise ConnectionError(f"half an answer: {got!r}")
-            return got
-
     def fetch(self) -> bytes:
         how = self.how()
         address = self.address()
         if how == b"stall":
             with gevent.Timeout(0.05):
-                return self.converse(gevent.socket.create_connection(address), how)
-        return self.converse(gevent.socket.create_connection(address), how)
+                return converse(gevent.socket.create_connection(address), how)
+        return converse(gevent.socket.create_connection(address), how)
 
     def fetch_natively(self) -> bytes:
         """In a native thread."""
-        return self.converse(native_socket(self.address(), timeout=5), b"answer")
+        return converse(native_socket(self.address(), timeout=5))
 
     def fetch_in_executor(self) -> bytes:
         """In a thread of an executor's, which is a greenlet if all is patched."""
         return self.fetch() if PATCHED else self.fetch_natively()
-
-    def in_a_process(self) -> None:
-        """Stands for one of those that processes do."""
 
     def fetch_by_twisted(self) -> bytes:
         how = self.how()
@@ -318,7 +307,7 @@ class Chaos:
 
     def lines(self) -> Generator[bytes, None, None]:
         for _ in range(3):
-            yield self.converse(gevent.socket.create_connection(self.address()), b"answer")
+            yield converse(gevent.socket.create_connection(self.address()))
 
     # What is done to them. In the reactor's greenlet.
 
@@ -346,6 +335,22 @@ class Chaos:
 
         return Deferred.fromCoroutine(read())
 
+    def in_a_process(self) -> Deferred[Any]:
+        # This object can't be pickled.
+        argument = self.address() if self.random.random() < 0.9 else self
+        return self.treat(self.pools[3], self.random.choice(IN_A_PROCESS), argument)
+
+    def treat(self, pool: Any, f: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """A call, with options by chance."""
+        r = self.random
+        timeout: Any = None
+        if r.random() < 0.15:
+            limit = r.choice(("total", "queued", "running"))
+            timeout = Timeouts(**{limit: r.random() / 20})
+        on_cancel: Any = r.choice(("kill", "kill", "abandon"))
+        green = greendefer.green_deferred(pool=pool, timeout=timeout, on_cancel=on_cancel)
+        return green(f)(*args)
+
     def call(self) -> Deferred[Any]:
         r = self.random
         n = self.made
@@ -366,25 +371,10 @@ class Chaos:
             ),
             (600, 60, 40, 60, 60, 10, 10, 10, 20, 20, 10, 10, 10, 10, 10),
         )[0]  # fmt: skip
-        if kind in (self.several_on_one_worker, self.iterate):
+        if kind in (self.several_on_one_worker, self.iterate, self.in_a_process):
             return kind()  # type: ignore[return-value]
-        timeout: Any = None
-        if r.random() < 0.15:
-            limit = r.choice(("total", "queued", "running"))
-            timeout = Timeouts(**{limit: r.random() / 20})
-        pool = self.pools[r.random() < 0.3]
-        f: Callable[..., Any] = kind
-        args: tuple[Any, ...] = ()
-        if kind == self.fetch_natively:
-            pool = self.pools[2]
-        elif kind == self.in_a_process:
-            pool, f = self.pools[3], r.choice(IN_A_PROCESS)
-            args = (self.address() if r.random() < 0.9 else self,)  # which can't be pickled
-        elif kind == self.fetch_in_executor:
-            pool = self.pools[4]
-        on_cancel: Any = r.choice(("kill", "kill", "abandon"))
-        green = greendefer.green_deferred(pool=pool, timeout=timeout, on_cancel=on_cancel)
-        return green(f)(*args)
+        which = {self.fetch_natively: 2, self.fetch_in_executor: 4}.get(kind, r.random() < 0.3)
+        return self.treat(self.pools[which], kind)
 
     def begin(self) -> None:
         most = self.made + AT_ONCE  # in this turn: some fire at once
@@ -414,7 +404,7 @@ class Chaos:
         if isinstance(result, Failure):
             name = result.type.__name__
             self.outcomes[name] += 1
-            if not issubclass(result.type, EXPECTED):
+            if not is_expected(result):
                 self.unexpected[name] += 1
                 self.errors.append(result.getTraceback())
         else:

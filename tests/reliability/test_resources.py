@@ -29,7 +29,7 @@ from greendefer import (
 from greendefer._carriers import executors, greenlets, native
 
 LIMITED = """
-    import errno, os, resource, socket, gevent, gevent.socket, greendefer
+    import errno, os, resource, socket, gevent, gevent.monkey, gevent.socket, greendefer
     greendefer.install({kind!r})
     from twisted.internet import reactor, protocol
     from twisted.internet.defer import gatherResults
@@ -52,6 +52,25 @@ LIMITED = """
         return echo(connection)
 
     kept = []
+
+    # From here on there is no descriptor beyond that many.
+    def take_all_descriptors(limit):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        hogs = []
+        try:
+            while True:
+                hogs.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as e:
+            assert e.errno == errno.EMFILE
+        return hogs
+
+    def give_back(hogs):
+        for hog in hogs:
+            close(hog)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    close = gevent.monkey.get_original("os", "close")  # gevent's waits for a turn of the loop
 """
 
 
@@ -71,24 +90,14 @@ def test_no_descriptors_left(kind: str, run_limited: Any) -> None:
         async def main():
             assert await greendefer.defer_to_greenlet(one_more) == b"x"
             before = kept[0]
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            used = len(os.listdir("/proc/self/fd"))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 6, hard))
-            hogs = []
-            try:
-                while True:
-                    hogs.append(os.open("/dev/null", os.O_RDONLY))
-            except OSError as e:
-                assert e.errno == errno.EMFILE
+            hogs = take_all_descriptors(len(os.listdir("/proc/self/fd")) + 6)
             errors = [await error_of(greendefer.defer_to_greenlet(one_more)) for _ in range(20)]
             assert {getattr(e, "errno", e) for e in errors} == {errno.EMFILE}, errors
             # Without descriptors: a call on an open connection, a thread, a timer, Twisted.
             assert await greendefer.defer_to_greenlet(echo, before) == b"x"
             assert await greendefer.defer_to_greenlet(gevent.sleep, 0.001) is None
             assert await greendefer.NativeThreadPool(1).submit(len, "four") == 4
-            for hog in hogs:
-                os.close(hog)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            give_back(hogs)
             assert await greendefer.defer_to_greenlet(one_more) == b"x"
         go(main)
         """,
@@ -103,28 +112,21 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
         f"""
         import gc, gevent.subprocess, multiprocessing
         from concurrent.futures import ProcessPoolExecutor
-        from gevent import monkey
         from twisted.internet.utils import getProcessValue
-        close = monkey.get_original("os", "close")  # gevent's waits for a turn of the loop
         spawn = multiprocessing.get_context("spawn")
 
         def make_executor():
             return ProcessPoolExecutor(1, mp_context=spawn)
 
-        pools = {{
-            "gevent": greendefer.GreenPool(1),
-            "twisted": greendefer.GreenPool(1),
-            "executor": greendefer.ExecutorPool(make_executor, 1),
-        }}
         what = {what!r}
-        calls = {{
-            "gevent": (gevent.subprocess.call, ["/bin/true"]),
-            "twisted": (getProcessValue, "/bin/true"),  # a Deferred, in the reactor's greenlet
-            "executor": (len, ""),
-        }}
-        call = calls[what]
-        if what == "twisted":
-            call = (greendefer.blocking_from_greenlet(call[0]), call[1])
+        pool = greendefer.GreenPool(1)
+        if what == "gevent":
+            call = gevent.subprocess.call, ["/bin/true"]
+        elif what == "twisted":
+            call = greendefer.blocking_from_greenlet(getProcessValue), "/bin/true"
+        else:
+            pool = greendefer.ExecutorPool(make_executor, 1)
+            call = len, ""
 
         def used():
             gc.collect()
@@ -151,25 +153,16 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
             if what == "executor":
                 spawn.Lock()
             else:
-                assert await pools[what].submit(*call) == 0
+                assert await pool.submit(*call) == 0
             await greendefer.defer_to_greenlet(gevent.sleep, 0.1)
             before = used()
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             errors = []
             while True:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 40, hard))
-                hogs = []
-                try:
-                    while True:
-                        hogs.append(os.open("/dev/null", os.O_RDONLY))
-                except OSError as e:
-                    assert e.errno == errno.EMFILE
+                hogs = take_all_descriptors(max(before) + 40)
                 for _ in range(len(errors)):
                     close(hogs.pop())
-                got = await error_of(pools[what].submit(*call))
-                for hog in hogs:
-                    close(hog)
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                got = await error_of(pool.submit(*call))
+                give_back(hogs)
                 if not isinstance(got, Exception):
                     break
                 if what == "executor":
@@ -182,8 +175,8 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
             assert got == 0, got
             assert len(errors) > 1 and set(errors) == {{errno.EMFILE}}, errors
             assert len(multiprocessing.active_children()) == (what == "executor")
-            assert await pools[what].submit(*call) == 0
-            await pools[what].close()
+            assert await pool.submit(*call) == 0
+            await pool.close()
             await nothing_is_left()
         go(main)
         """

@@ -234,9 +234,13 @@ def _shut_down(executor: Any) -> None:
 def _join_managers(seconds: float | None = None) -> None:
     """Python is about to wake all managers, and to wait for them, however long that takes
     (concurrent.futures.process, _python_exit). One that ends closes the pipe that it is woken by,
-    and does not ask whether it may: Python would fail there, and hang."""
+    and does not ask whether it may: Python would fail there, and hang.
+
+    :param seconds: for all of them together; ``None`` is no limit.
+    """
+    until = None if seconds is None else monotonic() + seconds
     for manager in list(_ending):
-        manager.join(seconds)
+        manager.join(None if until is None else max(0.0, until - monotonic()))
 
 
 def _submit_to_threads(executor: Any, item: WorkItem) -> Future[Any] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
+from typing import Any
 
 
 class TakesTwo(Exception):
@@ -15,15 +15,29 @@ class TakesTwo(Exception):
         super().__init__(one)
 
 
-def converse(address: tuple[str, int]) -> bytes:
-    with socket.create_connection(address, timeout=5) as connection:
-        connection.sendall(b"answer\n")
+class Unsendable(Exception):
+    """Raised where a result is pickled."""
+
+
+class CannotBeSent:
+    def __reduce__(self) -> str:
+        raise Unsendable
+
+
+def converse(connection: Any, how: bytes = b"answer") -> bytes:
+    """Have ``hostile.py`` treat one like that, over a socket of gevent's or any other."""
+    with connection:
+        connection.sendall(how + b"\n")
         got = b""
         while chunk := connection.recv(100):
             got += chunk
-    if got != b"ok\n":
-        raise ConnectionError(f"half an answer: {got!r}")
-    return got
+        if got != b"ok\n":
+            raise ConnectionError(f"half an answer: {got!r}")
+        return got
+
+
+def fetches(address: tuple[str, int]) -> bytes:
+    return converse(socket.create_connection(address, timeout=5))
 
 
 def fails(address: object) -> None:
@@ -39,7 +53,7 @@ def fails_oddly(address: object) -> None:
 
 
 def returns_what_cannot_be_sent(address: object) -> object:
-    return threading.Lock()
+    return CannotBeSent()
 
 
 def sleeps(address: object) -> None:
