@@ -263,6 +263,31 @@ class TestAsyncio:
         )
 
 
+def test_a_tracker_of_contexts_that_is_new(run_program: Any) -> None:
+    """One that has kept nothing yet: each greenlet has its own all the same."""
+    run_program(
+        """
+        import gevent, greendefer
+        from twisted.python import context
+        context.installContextTracker(context.ThreadedContextTracker())
+        assert not hasattr(context.theContextTracker.storage, "ct")
+        greendefer.install()
+
+        def ask():
+            gevent.sleep(0)
+            return context.get("request")
+
+        def asked_in(n):
+            return context.call({"request": n}, ask)
+
+        requests = [gevent.spawn(asked_in, n) for n in range(3)]
+        gevent.joinall(requests, raise_error=True)
+        assert [g.value for g in requests] == [0, 1, 2]
+        assert ask() is None
+        """
+    )
+
+
 @pytest.mark.skipif(PATCHED, reason="it patches a part")
 def test_only_threads_are_patched(run_program: Any) -> None:
     """What is not patched is left alone, and Twisted's threads are native all the same."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 import greendefer
 from greendefer import GreendeferError, start_reactor, wait_for_deferred
+from greendefer._background import _Ending
 
 AT_ONCE = 200
 
@@ -229,6 +231,25 @@ def test_it_stops_with_the_program(run_program: Any) -> None:
         """
     )
     assert done.stdout == "the end\nstopping\n"
+
+
+def test_it_ends_just_after_the_reactors_thread() -> None:
+    """That thread has no frames any more, and its greenlets do not know yet. Nobody will answer, so
+    nobody waits, however often Python says that it ends. (In a program this is a moment, see
+    `TestWithoutStop`; here the thread is one that never was.)"""
+    hub = types.SimpleNamespace(thread_ident=0)
+    wait = types.SimpleNamespace(is_this_thread=lambda: False, hub=hub)
+    asked: list[Any] = []
+    reactor = types.SimpleNamespace(cooperative_wait=wait, callFromThread=asked.append)
+    background = gevent.spawn(gevent.event.Event().wait)
+    ending = _Ending(reactor, background)
+    try:
+        ending()
+        ending()
+        assert not background.dead
+    finally:
+        background.kill()
+    assert len(asked) == 1
 
 
 def test_on_a_reactor_that_is_not_green(run_program: Any) -> None:

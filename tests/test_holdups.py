@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
 from programs import ON_LIBUV
 
-from greendefer._holdups import HoldupWatch
+from greendefer._holdups import HoldupWatch, _culprit
 from greendefer.instrumentation import warn_of_holdups
 
 WATCHED = """
@@ -226,6 +228,16 @@ def test_a_loop_that_is_destroyed(run_program: Any) -> None:
     watch._join(60)
     """
     )
+
+
+def test_nobody_is_named_where_only_libraries_run() -> None:
+    """Nor where the thread has just gone."""
+    assert _culprit(None) == ("Some code outside of calls", None)
+    get_ident: Any = gevent.monkey.get_original("_thread", "get_ident")
+    ident = gevent.get_hub().threadpool.apply(get_ident)
+    frame = sys._current_frames()[ident]  # one of gevent's own threads, which waits for work
+    assert "gevent" in frame.f_code.co_filename
+    assert _culprit(frame) == ("Some code outside of calls", None)
 
 
 def test_a_reactor_that_stops_just_before_it_knocks() -> None:

@@ -157,7 +157,9 @@ class _NoReactor:
     """What a runtime asks of its reactor, where there is none: it never stops, and what it is to do
     soon it does now."""
 
-    def callFromThread(self, f: Callable[..., object], *args: Any) -> None:
+    def callFromThread(  # pragma: no cover - nothing comes from elsewhere, or is put off
+        self, f: Callable[..., object], *args: Any
+    ) -> None:
         f(*args)
 
     def addSystemEventTrigger(self, *args: Any) -> None:

@@ -569,6 +569,31 @@ def test_calls_made_while_services_stop(run_program: Any) -> None:
     )
 
 
+def test_deferreds_that_calls_return_while_services_stop(run_program: Any) -> None:
+    """The reactor does not wait for these. Who would fire one hears of it, and then whoever waits
+    for the call."""
+    run_program(
+        """
+        import greendefer
+        from greendefer.shutdown import set_shutdown_grace
+        set_shutdown_grace(running=0.01, ending=5)
+        greendefer.install()
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+        events = []
+        def never():
+            return Deferred(lambda d: events.append("cancelled"))
+        def stop_service():
+            d = greendefer.green_deferred(never)()
+            d.addErrback(lambda f: events.append(f.type))
+        reactor.addSystemEventTrigger("before", "shutdown", stop_service)
+        reactor.callWhenRunning(reactor.stop)
+        reactor.run()
+        assert events == ["cancelled", greendefer.PoolClosed], events
+        """
+    )
+
+
 def test_a_pool_that_is_closed_has_its_own_grace(run_program: Any) -> None:
     """Whoever closes it in a trigger says how long its calls have, and nobody else."""
     run_program(
