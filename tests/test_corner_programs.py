@@ -309,6 +309,29 @@ def test_only_threads_are_patched(run_program: Any) -> None:
     )
 
 
+def test_the_programs_own_socket_module_stays(run_program: Any) -> None:
+    """Twisted has a native one, whose constants are those that the program has: also for pickle,
+    which asks whether an enum is the one of that name."""
+    run_program(
+        """
+        from gevent import monkey
+        monkey.patch_all()
+        import pickle, socket
+        before = dict(vars(socket))
+        family = before["AF_INET"]
+        import greendefer
+        greendefer.install()
+        from twisted.internet import reactor, tcp
+        assert tcp.socket is not socket
+        assert vars(socket).keys() == before.keys()
+        changed = [name for name, value in before.items() if vars(socket)[name] is not value]
+        assert not changed, changed
+        assert tcp.socket.AF_INET is family
+        assert pickle.loads(pickle.dumps(family)) is family
+        """
+    )
+
+
 class TestTheEnd:
     def test_a_shutdown_that_takes_longer_than_the_calls_grace(self, green: Any) -> None:
         """When that is over, nothing is left to be killed: the calls had ended before."""

@@ -95,8 +95,12 @@ def _executed_anew(patched: ModuleType, natives: dict[str, ModuleType]) -> Modul
         return natives.get(name) or builtins.__import__(name, *args, **kwargs)
 
     vars(copy)["__builtins__"] = {**vars(builtins), "__import__": import_native}
+    before = dict(vars(patched))
     spec.loader.exec_module(copy)
-    for name, value in vars(patched).items():
+    # An enum that is made anew puts itself and its members in sys.modules[its module] (enum.py,
+    # _convert_). The program goes on with those that it has.
+    vars(patched).update(before)
+    for name, value in before.items():
         # AF_INET is AF_INET, in whichever of the two modules.
         if isinstance(value, enum.Enum) or (
             isinstance(value, type) and issubclass(value, enum.Enum)
