@@ -328,7 +328,7 @@ def test_an_executor_that_fails_as_it_is_shut_down(logged: Any) -> None:
     assert wait_for_deferred(pool.submit(len, "four"), 20) == 4
     wait_for_deferred(pool.close(), 20)
     assert executor.is_down.wait(20)
-    (event,) = logged
+    (event,) = [event for event in logged if event["isError"]]
     assert event["log_failure"].type is ValueError
     logged.clear()
 
