@@ -236,7 +236,7 @@ def test_it_stops_with_the_program(run_program: Any) -> None:
 def test_it_ends_just_after_the_reactors_thread() -> None:
     """That thread has no frames any more, and its greenlets do not know yet. Nobody will answer, so
     nobody waits, however often Python says that it ends. (In a program this is a moment, see
-    `TestWithoutStop`; here the thread is one that never was.)"""
+    reliability/test_ends.py, `TestWithoutStop`; here the thread is one that never was.)"""
     hub = types.SimpleNamespace(thread_ident=0)
     wait = types.SimpleNamespace(is_this_thread=lambda: False, hub=hub)
     asked: list[Any] = []
