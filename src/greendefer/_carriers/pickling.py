@@ -59,7 +59,7 @@ def run_pickled(data: bytes) -> Any:
             f = partial(_run_inside, around, f)
         result = copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
     except BaseException as e:
-        raised = Raised(_pickled_or_none(e), _said(e))
+        raised = _raised(e)
         raised.__traceback__ = e.__traceback__
     else:
         pickled_result = _pickled_or_none(result)
@@ -75,7 +75,7 @@ class Reply:
 
 
 class Raised(Exception):
-    """What a call has raised, pickled, if it could be, and as text."""
+    """What a call has raised, pickled, if it could be; and what there is to say of it."""
 
     def __init__(self, data: bytes | None, said: str) -> None:
         super().__init__(data, said)
@@ -86,12 +86,22 @@ class Raised(Exception):
         return self.said
 
 
-def _said(e: BaseException) -> str:
-    name = type(e).__name__
+def _raised(e: BaseException) -> Raised:
+    """Only if it would be lost is it asked for its text: that runs code of its own, which may
+    wait."""
+    data = _pickled_or_none(e)
+    said = type(e).__name__
     try:
-        return f"{name}: {safe_str(e)}"
+        if data is not None:
+            pickle.loads(data)  # as many can't be: those whose class wants more than `args`
+    except BaseException:
+        is_lost = True
+    else:
+        is_lost = data is None
+    try:
+        return Raised(data, f"{said}: {safe_str(e)}" if is_lost else said)
     except BaseException:  # that asks for its class
-        return name
+        return Raised(data, said)
 
 
 def _pickled_or_none(value: Any) -> bytes | None:
