@@ -89,6 +89,33 @@ class TestLimits:
         assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
         assert stats(pool).completed == 2
 
+    def test_its_bound_is_set_later(self, gate: Any, result: Any, stats: Any) -> None:
+        """It counts for what comes then; what waits already does so."""
+        pool = GreenPool(1)
+        running, queued = pool.submit(gate), pool.submit(len, "four")
+        pool.max_queued = 0
+        assert result(pool.submit(len, "")).error() is PoolFull
+        pool.max_queued = None
+        another = pool.submit(len, "two")
+        gate.opened.set()
+        assert greendefer.wait_for_deferred(running) == "through"
+        assert [greendefer.wait_for_deferred(each) for each in (queued, another)] == [4, 3]
+        assert (stats(pool).completed, stats(pool).rejected) == (3, 1)
+
+    def test_what_it_is_set_to_is_checked_where_it_is_set(self, stats: Any) -> None:
+        """A call must not find out, half-way: it has been counted then."""
+        pool = GreenPool(1, max_queued=3, name="small")
+        allowed = "a whole number, or None for no bound, not '5'"
+        with pytest.raises(TypeError, match=rf"GreenPool\.max_queued must be {allowed}"):
+            pool.max_queued = "5"  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="at least 0, or None for no bound, not -1"):
+            pool.max_queued = -1
+        with pytest.raises(TypeError, match=r"GreenPool\.name must be a string or None, not 5"):
+            pool.name = 5  # type: ignore[assignment]
+        assert (pool.max_queued, pool.name) == (3, "small")
+        pool.name = "smaller"
+        assert "smaller" in repr(pool)
+
     def test_resize_up_starts_queued_calls(self, gates: Any, stats: Any) -> None:
         pool = GreenPool(1)
         all_gates = gates(3)

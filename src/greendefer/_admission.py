@@ -245,7 +245,7 @@ class Call(Deferred[Any]):
         if type(result) is CoroutineType:
             result = self._refused(result)
         pool = self.pool
-        returned_deferred = Deferred in type(result).__mro__  # is_deferred(), but faster
+        returned_deferred = is_subtype(Deferred, type(result))  # is_deferred(), but faster
         try:
             outcome = "failed" if isinstance(result, Failure) else "completed"
         except BaseException as e:  # a proxy of what is not there: no Deferred could fire with it
@@ -260,7 +260,7 @@ class Call(Deferred[Any]):
                 self.settle("completed")
                 self._inner = result
                 pool._unfired.add(self)
-                result.addBoth(lambda value: pool._runtime.deliver(self.fire, value))
+                add_both(result, lambda value: pool._runtime.deliver(self.fire, value))
             else:
                 self.outcome = outcome
                 pool._outcomes[outcome] += 1
@@ -274,7 +274,7 @@ class Call(Deferred[Any]):
             if self.lender is None:
                 pool._lingering -= 1
             if returned_deferred:
-                result.addErrback(lambda _: None)
+                add_both(result, lambda _: None)
                 if not self.was_abandoned:
                     cancel_quietly(result)
         pool._finish(self)
@@ -430,14 +430,12 @@ class Pool:
     ) -> None:
         what = type(self).__name__
         check_count(f"{what}(size=...)", size, 1)
-        if max_queued is not None:
-            check_count(f"{what}(max_queued=...)", max_queued, 0)
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"{what}(name=...) must be a string or None, not {shown(name)}")
+        check_count(f"{what}(max_queued=...)", max_queued, 0, none="no bound")
+        _check_name(f"{what}(name=...)", name)
         check_around(f"{what}(around=...)", around)
         self._around = around
-        self.name = name
-        self.max_queued = max_queued
+        self._name = name
+        self._max_queued = max_queued
         self._size = size
         self._bound_to: Runtime | None = None
         self._carrier: Carrier
@@ -452,6 +450,34 @@ class Pool:
         self._closed = False
         self._closers: list[Deferred[None]] = []
         self._wait_for_unfired: list[Deferred[None]] = []
+
+    @property
+    def name(self) -> str | None:
+        """What it is called in messages. It may be set.
+
+        :raises TypeError: it is set to what is neither a string nor ``None``.
+        """
+        return self._name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        _check_name(f"{type(self).__name__}.name", name)
+        self._name = name
+
+    @property
+    def max_queued(self) -> int | None:
+        """How many calls may wait for a slot; ``None`` is no bound. It may be set at any time, and
+        counts for calls that are made later: those that wait already do so.
+
+        :raises TypeError: it is set to what is neither a whole number nor ``None``.
+        :raises ValueError: it is set below 0.
+        """
+        return self._max_queued
+
+    @max_queued.setter
+    def max_queued(self, max_queued: int | None) -> None:
+        check_count(f"{type(self).__name__}.max_queued", max_queued, 0, none="no bound")
+        self._max_queued = max_queued
 
     @property
     def around(self) -> Around | None:
@@ -665,14 +691,14 @@ class Pool:
         if self._running + self._lingering < self._size and not self._queue:
             self._running += 1
             self._start(call)
-        elif self.max_queued is None or self._queued < self.max_queued:
+        elif self._max_queued is None or self._queued < self._max_queued:
             self._queue[call] = None
             self._queued += 1
             if timeouts is not None:
                 call._set_deadline(timeouts.queued)
         else:
             error = f"{call.name}: all slots of {self!r} are taken, and max_queued is "
-            self._reject(call, PoolFull(f"{error}{self.max_queued}"))
+            self._reject(call, PoolFull(f"{error}{self._max_queued}"))
         return call
 
     def _reject(self, call: Call, error: Exception) -> None:
@@ -846,30 +872,50 @@ class Pool:
         self._start(call)
 
 
+def _check_name(what: str, name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"{what} must be a string or None, not {shown(name)}")
+
+
 def _stop_deadline(result: T, deadline: Deadline) -> T:
     deadline.cancel()
     return result
 
 
+is_subtype: Callable[[type, type], bool] = type.__subclasscheck__
+"""``issubclass()`` with its arguments the other way round, which asks nobody. A result's class may
+have a class of its own: a query builder's, say, whose ``__eq__`` makes a condition, which is true.
+So ``in __mro__`` would not do."""
+
+
 def is_deferred(result: object) -> TypeGuard[Deferred[Any]]:
     """``isinstance(result, Deferred)``, which would ask an abstract base class, and takes ten
     times as long."""
-    return Deferred in type(result).__mro__
+    return is_subtype(Deferred, type(result))
 
 
 def is_failure(result: object) -> TypeGuard[Failure]:
     """``isinstance(result, Failure)``, of what may raise if it is asked for its class."""
-    return Failure in type(result).__mro__
+    return is_subtype(Failure, type(result))
 
 
 def is_call(d: Deferred[Any]) -> TypeGuard[Call]:
     """The same for calls."""
-    return Call in type(d).__mro__
+    return is_subtype(Call, type(d))
 
 
 def current_call() -> Call | None:
     """The call that the current greenlet, or the current thread outside of any, runs."""
     return getattr(getcurrent(), "greendefer_call", None)
+
+
+def add_both(d: Deferred[Any], callback: Callable[[Any], object]) -> None:
+    """``d.addBoth(callback)``. Where that of a subclass raises, `callback` gets what it raised:
+    maybe once more, later."""
+    try:
+        d.addBoth(callback)
+    except BaseException as e:
+        callback(_failure_of(e))
 
 
 def cancel_quietly(d: Deferred[Any]) -> None:

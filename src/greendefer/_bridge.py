@@ -13,7 +13,15 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ._admission import Call, cancel_quietly, current_call, is_call, is_deferred
+from ._admission import (
+    Call,
+    add_both,
+    cancel_quietly,
+    current_call,
+    is_call,
+    is_deferred,
+    is_subtype,
+)
 from ._carriers.greenlets import Kill
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock, failed_with, shown
 from ._lending import borrower_of, wait_begins, wait_ends
@@ -289,10 +297,10 @@ def wait_for_greenlet(g: gevent.Greenlet[..., T]) -> Deferred[T]:
         value: Any = g.value
         if not g.successful():
             d.errback(failed_with(g.exc_info[1]))  # type: ignore[index]
-        elif GreenletExit in type(value).__mro__:
+        elif is_subtype(GreenletExit, type(value)):
             d.errback(Failure(value))
         elif is_deferred(value):
-            value.addBoth(lambda value: None if d.called else d.callback(value))
+            add_both(value, lambda value: None if d.called else d.callback(value))
         else:
             try:
                 isinstance(value, Failure)

@@ -18,7 +18,14 @@ from greenlet import getcurrent
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ._admission import Call, cancel_quietly, current_call, is_deferred, is_failure
+from ._admission import (
+    Call,
+    add_both,
+    cancel_quietly,
+    current_call,
+    is_deferred,
+    is_failure,
+)
 from ._bridge import refuse_to_wait_in, runtime_to_wait_in, wait_in
 from ._carriers.greenlets import Kill
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock, failed_with
@@ -174,7 +181,7 @@ class _Crossing:
                 d.addErrback(lambda _: None)
                 cancel_quietly(d)
                 return
-        d.addBoth(self._finish)
+        add_both(d, self._finish)
 
     def _finish(self, result: Any) -> None:
         if not self._has_result:

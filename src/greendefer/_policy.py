@@ -139,18 +139,22 @@ def check_on_cancel(what: str, value: OnCancel) -> None:
         raise ValueError(f"{what} must be 'kill' or 'abandon', not {shown(value)}")
 
 
-def check_count(what: str, value: int, least: int) -> None:
-    """Refuse anything that is not a whole number of at least `least`.
+def check_count(what: str, value: int | None, least: int, none: str | None = None) -> None:
+    """Refuse anything that is not a whole number of at least `least`, or ``None``, if that means
+    something: `none`.
 
     :raises TypeError: `value` is not an int.
     :raises ValueError: `value` is too small, or no number that a machine counts to.
     """
+    if value is None and none is not None:
+        return
+    or_none = "," if none is None else f", or None for {none},"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be a whole number, not {shown(value)}")
+        raise TypeError(f"{what} must be a whole number{or_none} not {shown(value)}")
     if value < least:
-        raise ValueError(f"{what} must be at least {least}, not {shown(value)}")
+        raise ValueError(f"{what} must be at least {least}{or_none} not {shown(value)}")
     if value > sys.maxsize:
         raise ValueError(
             f"{what} must be at least {least} and a machine's number, at most "
-            f"{sys.maxsize}, not {shown(value)}"
+            f"{sys.maxsize}{or_none} not {shown(value)}"
         )

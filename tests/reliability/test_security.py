@@ -10,7 +10,6 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import monkey
 from gevent.queue import Queue
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python import log
@@ -82,6 +81,51 @@ class Unbound:
         raise RuntimeError("working outside of its context")
 
 
+class OfAQueryBuilder(type):
+    """Comparing two of them makes a condition, and that is true."""
+
+    def __eq__(cls, other: object) -> Any:
+        return [cls, "=", other]
+
+    __hash__ = type.__hash__
+
+
+class OfAMeanClass(type):
+    """Whatever may be asked of a class is refused."""
+
+    def __eq__(cls, other: object) -> bool:
+        raise SystemExit("from __eq__")
+
+    __hash__ = type.__hash__
+
+    @property
+    def __mro__(cls) -> Any:  # type: ignore[override]
+        raise SystemExit("from __mro__")
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        raise SystemExit("from __instancecheck__")
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        raise SystemExit("from __subclasscheck__")
+
+
+class Row(metaclass=OfAQueryBuilder):
+    pass
+
+
+class Mean(metaclass=OfAMeanClass):
+    pass
+
+
+class RefusesCallbacks(Deferred[Any]):
+    """Nobody can hear of it."""
+
+    def addBoth(self, *args: Any, **kwargs: Any) -> Any:
+        raise SystemExit("from addBoth")
+
+    addCallback = addErrback = addBoth
+
+
 class Nameless:
     """Something to call that has no attribute at all, and says so in its own way."""
 
@@ -145,6 +189,69 @@ def test_a_result_that_cannot_be_looked_at(kind: str, result: Any, stats: Any) -
     assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
     s = stats(pool)
     assert (s.failed, s.completed, s.running) == (3, 1, 0)
+
+
+@pytest.mark.parametrize("what", [Row, Mean])
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_result_whose_class_compares_oddly(kind: str, what: Any, result: Any, stats: Any) -> None:
+    """A class may have a class of its own, with a say in ``==``, ``in`` and ``isinstance()``:
+    nobody here asks it, and the result is one like any other."""
+    pool: Any = POOLS[kind]()
+    for _ in range(3):
+        seen: Any = Queue()
+        # Twisted compares the classes of what callbacks return.
+        pool.submit(what).addBoth(lambda value, seen=seen: seen.put(value))
+        assert type(seen.get(timeout=20)) is what
+    seen = Queue()
+    greendefer.wait_for_greenlet(gevent.spawn(what)).addBoth(lambda value: seen.put(value))
+    assert type(seen.get(timeout=20)) is what
+    wait = greendefer.blocking_from_greenlet(what)
+    assert greendefer.wait_for_deferred(pool.submit(lambda: type(wait()) is what))
+    s = stats(pool)
+    assert (s.completed, s.running, s.queued) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_deferred_that_takes_no_callbacks(kind: str, result: Any, stats: Any) -> None:
+    """A call that returns one fails with what it says to that."""
+    pool: Any = POOLS[kind]()
+    got = [result(pool.submit(RefusesCallbacks)).get() for _ in range(3)]
+    assert [str(each.value) for each in got] == ["from addBoth"] * 3
+    assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
+    s = stats(pool)
+    assert (s.failed, s.completed, s.running) == (3, 1, 0)
+    closed = result(pool.close())
+    assert closed.get() is None
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_others_that_hear_of_such_a_deferred(kind: str, result: Any, stats: Any) -> None:
+    """Blocking code, and who waits for a greenlet."""
+    got = result(greendefer.wait_for_greenlet(gevent.spawn(RefusesCallbacks))).get()
+    assert str(got.value) == "from addBoth"
+    pool: Any = POOLS[kind]()
+    got = result(pool.submit(greendefer.blocking_from_greenlet(RefusesCallbacks))).get()
+    assert str(got.value) == "from addBoth"
+    assert stats(pool).running == 0
+
+
+def test_such_a_deferred_that_nobody_hears_of(gate: Any, result: Any, stats: Any) -> None:
+    """Its call was given up on before."""
+
+    @greendefer.green_deferred(pool=(pool := GreenPool(1)), on_cancel="abandon")
+    def hostile() -> Any:
+        gate()
+        return RefusesCallbacks()
+
+    d = hostile()
+    assert gate.entered.wait(10)
+    fired = result(d)
+    d.cancel()
+    assert fired.error() is CancelledError
+    gate.opened.set()
+    assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
+    s = stats(pool)
+    assert (s.cancelled, s.lingering, s.running) == (1, 0, 0)
 
 
 class SaysItIsAFailure:
@@ -409,6 +516,8 @@ def reply(kind: str) -> Any:
         raise NeedsTwo(404, "not found")
     if kind == "an error that holds a lock":
         raise ValueError(threading.Lock())
+    if kind == "an error whose text waits":
+        raise Waits
     if kind == "an error that is a number":
         raise UnpicklesAsAnother
     return {"raises": RaisesInReply, "not pickled": RaisesWhenPickled, "unbound": Unbound}[kind]()
@@ -416,8 +525,6 @@ def reply(kind: str) -> Any:
 
 @pytest.fixture
 def processes() -> Any:
-    if monkey.is_module_patched("threading"):
-        pytest.skip("the executor's own threads are greenlets that wait for its processes")
     context = importlib.import_module("multiprocessing").get_context("spawn")
     made: list[Any] = []
 
@@ -443,6 +550,7 @@ def test_pickled_replies(processes: Any, result: Any) -> None:
         "an error that needs two",
         "an error that is a number",
         "an error that holds a lock",
+        "an error whose text waits",
     ):
         got = result(processes.submit(reply, kind)).get()
         assert isinstance(got, Failure), got
@@ -457,6 +565,7 @@ def test_pickled_replies(processes: Any, result: Any) -> None:
         assert type(errors[kind]) is ExecutorFailed
         assert words in str(errors[kind]), errors[kind]
     assert type(errors["an error of no class"]) is GreendeferError
+    assert type(errors["an error whose text waits"]) is Waits  # nobody has asked for it
 
 
 def test_the_traceback_in_the_process_is_kept(processes: Any, result: Any) -> None:
