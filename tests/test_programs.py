@@ -363,6 +363,37 @@ class TestInterrupt:
         )
         assert "interrupted []" in done.stdout, done
 
+    def test_between_two_callbacks_of_the_hub(self, run_program: Any) -> None:
+        """On libuv, nobody gets what is raised there."""
+        run_program(
+            """
+            import signal, gevent, greendefer
+            from greenlet import getcurrent
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            greendefer.install()
+            from twisted.internet import reactor
+            hub = gevent.get_hub()
+            update_now = hub.loop.update_now
+            hit = []
+            def update_and_interrupt():  # what the loop calls between callbacks
+                update_now()
+                if not hit and getcurrent() is hub:
+                    hit.append(True)
+                    signal.raise_signal(signal.SIGINT)
+            gevent.spawn(reactor.run, installSignalHandlers=False)
+            reactor.callLater(0, setattr, hub.loop, "update_now", update_and_interrupt)
+            try:
+                gevent.sleep(3600)
+            except KeyboardInterrupt:
+                hit.append("interrupted")
+            assert hit == [True, "interrupted"]
+            # And all goes on.
+            assert greendefer.wait_for_deferred(greendefer.defer_to_greenlet(len, "four")) == 4
+            reactor.callFromThread(reactor.stop)
+            """,
+            GEVENT_LOOP="libuv",
+        )
+
     def test_a_call_that_never_gives_way(self) -> None:
         done = self.interrupt(
             SIGINT,

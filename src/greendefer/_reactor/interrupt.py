@@ -51,9 +51,11 @@ class InterruptMain:
         if self._reactor.cooperative_wait.greenlet is main:
             self.interrupted = True
             self._reactor.crash()
-        elif getcurrent() in (main, hub):
+        elif getcurrent() is main:
             raise KeyboardInterrupt
         else:
             # What the hub does with a KeyboardInterrupt of its own: throw it into the main
             # greenlet, and let the greenlet that it hit go on later (Hub.handle_system_error).
+            # Not raised in the hub itself: that may be between two callbacks, where gevent's
+            # loop on libuv prints it, and nobody gets it (_ffi/loop.py, unhandled_onerror).
             hub.handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
