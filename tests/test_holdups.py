@@ -266,6 +266,39 @@ def test_the_last_thing_before_the_reactor_stops(run_program: Any) -> None:
     )
 
 
+def test_a_limit_that_no_clock_counts_to(run_program: Any) -> None:
+    """It is one like any other: a lower one that is set after it still counts."""
+    run_program(
+        WATCHED.format(patch=False)
+        + """
+    from greendefer import _holdups
+
+    asked = []
+    knock = _holdups.HoldupWatch._knock
+
+    def knocks(self, threshold):
+        knock(self, threshold)
+        asked.append(threshold)
+
+    _holdups.HoldupWatch._knock = knocks
+
+    def greedy():
+        native_sleep(0.4)
+
+    async def main(reactor):
+        warn_of_holdups(1e10)
+        while not asked:
+            await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+        warn_of_holdups(0.05)
+        while not warnings:
+            await greendefer.defer_to_greenlet(greedy)
+        assert "greedy held the loop" in warnings[0], warnings
+
+    task.react(main)
+    """
+    )
+
+
 @pytest.mark.parametrize("seconds", ["1", True])
 def test_a_limit_that_is_no_number(seconds: Any) -> None:
     with pytest.raises(TypeError, match=r"warn_of_holdups\(seconds\) must be a number"):

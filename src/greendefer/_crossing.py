@@ -28,6 +28,7 @@ from ._admission import (
 )
 from ._bridge import refuse_to_wait_in, runtime_to_wait_in, wait_in
 from ._carriers.greenlets import Kill
+from ._deadlines import LONGEST_SLEEP
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock, failed_with
 from ._lending import borrower_of, wait_begins, wait_ends
 from ._reactor.installed import has_stopped, installed_reactor, is_reactor_thread
@@ -37,9 +38,6 @@ from .shutdown import add_first_trigger
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
-
-LONGEST_SLEEP = 86400.0
-"""Seconds that a thread sleeps at once. A queue refuses much more (``threading.TIMEOUT_MAX``)."""
 
 
 def _as_deferred(result: Any) -> Any:

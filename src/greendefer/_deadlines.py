@@ -13,7 +13,8 @@ from ._carriers.native import IDLE_SECONDS, allocate_lock, start_thread
 from ._reactor.loops import for_timer
 from ._reactor.wait import SLICE
 
-_LONGEST = 86400.0
+LONGEST_SLEEP = 86400.0
+"""Seconds that a thread sleeps at once. A queue refuses much more (``threading.TIMEOUT_MAX``)."""
 
 
 class Timer(Protocol):
@@ -45,7 +46,7 @@ class HubTimer:
 
     def start(self, when: float, f: Callable[[], object]) -> None:
         self.stop()
-        delay = min(max(0.0, when - monotonic()), _LONGEST)
+        delay = min(max(0.0, when - monotonic()), LONGEST_SLEEP)
         # ref=False: a timeout alone keeps no program alive.
         self._timer = self._loop.timer(
             for_timer(self._loop, delay), ref=False, priority=self._loop.MAXPRI
@@ -134,7 +135,7 @@ class ThreadTimer:
                 until = now + IDLE_SECONDS if self._when is None else self._when
                 self._sleeps_until = until
             try:
-                self._wake.get(timeout=min(until - now, _LONGEST))
+                self._wake.get(timeout=min(until - now, LONGEST_SLEEP))
                 idle = False
             except Empty:
                 pass

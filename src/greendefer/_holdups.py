@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from ._carriers.greenlets import Worker
 from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, start_thread
+from ._deadlines import LONGEST_SLEEP
 from ._errors import shown
 from ._policy import check_seconds
 
@@ -58,6 +59,9 @@ def warn_of_holdups(seconds: float | None) -> None:
 
 RETRY_SECONDS = 1.0
 """How long to wait for another try, where no thread could be started."""
+
+NEXT_SECONDS = 1.0
+"""How long it pauses at most: a lower limit counts after that."""
 
 
 class HoldupWatch:
@@ -125,8 +129,8 @@ class HoldupWatch:
                 self._pause(IDLE_SECONDS)
                 continue
             turns = self._runtime.wait.turns
-            self._knock(threshold)
-            self._pause(threshold / 2)
+            self._knock(min(threshold, LONGEST_SLEEP))
+            self._pause(min(threshold / 2, NEXT_SECONDS))
             wait = self._runtime.wait
             # Results are delivered within the reactor's wait, too, where no turn is counted.
             if wait.turns == turns and wait.is_parked and self._out is None:
