@@ -36,7 +36,6 @@ from ._errors import (
     PoolFull,
     WouldDeadlock,
     failed_with,
-    shown,
 )
 from ._lending import slot_is_back, wait_begins, wait_ends
 from ._policy import (
@@ -45,6 +44,7 @@ from ._policy import (
     check_around,
     check_count,
     check_is_callable,
+    check_name,
     check_seconds,
 )
 from ._runtime import Runtime, runtime_here, runtime_if_any
@@ -431,7 +431,7 @@ class Pool:
         what = type(self).__name__
         check_count(f"{what}(size=...)", size, 1)
         check_count(f"{what}(max_queued=...)", max_queued, 0, none="no bound")
-        _check_name(f"{what}(name=...)", name)
+        check_name(f"{what}(name=...)", name)
         check_around(f"{what}(around=...)", around)
         self._around = around
         self._name = name
@@ -461,7 +461,7 @@ class Pool:
 
     @name.setter
     def name(self, name: str | None) -> None:
-        _check_name(f"{type(self).__name__}.name", name)
+        check_name(f"{type(self).__name__}.name", name)
         self._name = name
 
     @property
@@ -870,11 +870,6 @@ class Pool:
         call.lender = lender
         lender.borrower = call
         self._start(call)
-
-
-def _check_name(what: str, name: object) -> None:
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"{what} must be a string or None, not {shown(name)}")
 
 
 def _stop_deadline(result: T, deadline: Deadline) -> T:

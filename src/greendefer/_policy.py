@@ -158,3 +158,12 @@ def check_count(what: str, value: int | None, least: int, none: str | None = Non
             f"{what} must be at least {least} and a machine's number, at most "
             f"{sys.maxsize}{or_none} not {shown(value)}"
         )
+
+
+def check_name(what: str, name: object) -> None:
+    """Refuse a name that is no string.
+
+    :raises TypeError: `name` is neither a string nor ``None``.
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"{what} must be a string or None, not {shown(name)}")

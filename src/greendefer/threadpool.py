@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from ._errors import shown
-from ._policy import check_count, check_is_callable
+from ._policy import check_count, check_is_callable, check_name
 from ._pool import GreenPool
 
 
@@ -38,6 +38,7 @@ class GreenThreadPool(ThreadPool):
 
     def __init__(self, minthreads: int = 0, maxthreads: int = 100, name: str | None = None) -> None:
         _check_sizes("GreenThreadPool", minthreads, maxthreads)
+        check_name("GreenThreadPool(name=...)", name)
         self.pool: GreenPool = GreenPool(maxthreads, name=name)
         self._slots: dict[Any, int] = {}
         self._free_slots: list[int] = []
