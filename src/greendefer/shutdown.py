@@ -113,6 +113,7 @@ class Shutdown:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._before: list[Call] = []
+        self._had_their_time: set[Call] = set()
         reactor = runtime.reactor
         reactor.addSystemEventTrigger("before", "shutdown", self._last_in_line)
         add_first_trigger(reactor, "during", self._close)
@@ -153,6 +154,7 @@ class Shutdown:
             for call in before:
                 if not call.pool._is_closed:  # whoever closes one himself has said how
                     call.pool._end_now(call)
+                    self._had_their_time.add(call)
             pools = [pool for pool in self._pools() if pool._can_kill]
             DeferredList([pool._when_idle() for pool in pools]).addCallback(done)
             runtime.deadlines.at(runtime.now() + _ending, done)
@@ -179,9 +181,13 @@ class Shutdown:
                 pool._end_now(call)
         runtime._flush(all_of_it=True)
         until = monotonic() + _ending
-        while any(pool._can_kill and pool._active_calls() for pool in self._pools()):
+        while any(map(self._may_yet_end, self._pools())):
             if monotonic() >= until:
                 break
             runtime.let_others_run()
             runtime._flush(all_of_it=True)
         runtime.end_waits()
+
+    def _may_yet_end(self, pool: Pool) -> bool:
+        """Has it calls that were killed just now?"""
+        return pool._can_kill and not self._had_their_time.issuperset(pool._active_calls())

@@ -1,8 +1,9 @@
 """A program that ends with 1,000 calls in flight: ``ends.py REACTOR CARRIER HOW LAST [patched]``.
 
-It prints what came of them, as JSON, and how long it took from being told to stop. LAST is what the
-calls do: they block "for ever", have a short grace to run, and GRACE for what they do when killed;
-or "until told", which they are as the reactor stops, and have GRACE to run.
+It prints what came of them, as JSON, and when it was told to stop, by a clock which all processes
+share. LAST is what the calls do: they block "for ever", have a short grace to run, and GRACE for
+what they do when killed; or "until told", which they are as the reactor stops, and have GRACE to
+run; or they "will not end", whatever they are told, and have SHORT to run, and SHORT to end.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from gevent import monkey
 from gevent.event import Event
 
 CALLS = 1000
-GRACE = 60
-"""Seconds: more than twice of what any machine needs for the end of all calls."""
+GRACE = 30
+"""Seconds: far more than any machine needs for the end of all calls, and of the process."""
+SHORT = 0.25
 REACTORS = ("green-native", "green-asyncio", "stock-poll")
 CARRIERS = ("greenlets", "workers", "threads", "processes")
 HOW = ("stop", "SIGTERM", "SIGINT")
@@ -48,6 +50,15 @@ def block(begun: Any, ended: Any) -> None:
         gevent.sleep(0.01)
         wait_for_reactor()
         ended()
+
+
+def will_not_end(begun: Any, ended: Any) -> None:
+    begun()
+    while True:
+        try:
+            gevent.sleep(3600)
+        except BaseException:
+            ended()  # it has been told to
 
 
 def block_natively(begun: Any) -> None:
@@ -80,7 +91,7 @@ def wait_for_reactor() -> None:
 
 
 class Program:
-    def __init__(self, carrier: str, how: str, last: str) -> None:
+    def __init__(self, kind: str, carrier: str, how: str, last: str) -> None:
         from twisted.internet import reactor
         from twisted.internet.defer import Deferred
 
@@ -90,6 +101,7 @@ class Program:
         self.pool: Any
         self.how = how
         self.are_told = last == "until told"
+        self.block = will_not_end if last == "will not end" else block
         self.told_to_stop = 0.0
         self.begun = self.ended = 0
         self.outcomes: Counter[str] = Counter()
@@ -102,8 +114,9 @@ class Program:
             self.pool = greendefer.ExecutorPool(executor, self.to_begin)
         else:
             self.pool = greendefer.GreenPool(self.to_begin)
-        # On a reactor that is not green, and unpatched, these are native threads.
-        self.is_native = carrier == "threads"
+        # On a reactor that is not green, and unpatched, all are native threads.
+        is_green = kind.startswith("green-") or monkey.is_module_patched("socket")
+        self.is_native = carrier == "threads" or not is_green
 
     def fired(self, result: Any) -> None:
         self.outcomes[getattr(result, "type", type(result)).__name__] += 1
@@ -113,6 +126,9 @@ class Program:
         self.begun += 1
         if self.begun == self.to_begin:
             self.reactor.callFromThread(self.end)
+
+    def has_begun_natively(self) -> None:
+        self.reactor.callFromThread(self.has_begun)
 
     def has_ended(self) -> None:
         self.ended += 1
@@ -129,7 +145,10 @@ class Program:
         self.reactor.addSystemEventTrigger("before", "shutdown", f)
 
     def greenlets(self) -> None:
-        call: Any = partial(block, ended=self.has_ended)
+        if self.is_native:
+            self.threads()
+            return
+        call: Any = partial(self.block, ended=self.has_ended)
         if self.are_told:
             told = Event()
             self.when_it_stops(told.set)
@@ -141,21 +160,20 @@ class Program:
         from twisted.internet.defer import Deferred
 
         each = CALLS // self.to_begin
+        call: Any = partial(self.block, self.has_begun, self.has_ended)
+        if self.is_native:
+            call = partial(block_natively, self.has_begun_natively)
 
         async def work() -> None:
             async with self.pool.worker() as w:
-                calls = [w.submit(block, self.has_begun, self.has_ended) for _ in range(each)]
-                for call in calls:
-                    call.addBoth(self.fired)
+                for submitted in [w.submit(call) for _ in range(each)]:
+                    submitted.addBoth(self.fired)
                 await self.never
 
         for _ in range(self.to_begin):
             Deferred.fromCoroutine(work()).addErrback(lambda _: None)
 
     def threads(self) -> None:
-        def begun() -> None:
-            self.reactor.callFromThread(self.has_begun)
-
         call: Any = block_natively
         if self.are_told:
             told = allocate_lock()
@@ -163,13 +181,16 @@ class Program:
             self.when_it_stops(told.release)
             call = partial(wait_natively, told=told)
         for _ in range(CALLS):
-            self.pool.submit(call, begun).addBoth(self.fired)
+            self.pool.submit(call, self.has_begun_natively).addBoth(self.fired)
 
     def processes(self) -> None:
-        for _ in range(CALLS):
-            self.pool.submit(gevent.sleep, 3600).addBoth(self.fired)
-        # Nobody tells us when a process really starts: it did if it has answered before.
-        self.reactor.callLater(0.2, self.end)
+        def answered(_: Any) -> None:
+            # Nobody tells us when a process begins with one: one that has answered is there.
+            for _ in range(CALLS):
+                self.pool.submit(gevent.sleep, 3600).addBoth(self.fired)
+            self.reactor.callLater(0.1, self.end)
+
+        self.pool.submit(os.getpid).addCallback(answered)
 
 
 def executor() -> ProcessPoolExecutor:
@@ -183,6 +204,8 @@ def main(kind: str, carrier: str, how: str, last: str) -> None:
 
     if last == "until told":
         set_shutdown_grace(running=GRACE)
+    elif last == "will not end":
+        set_shutdown_grace(running=SHORT, ending=SHORT)
     else:
         set_shutdown_grace(running=0.1, ending=GRACE)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -190,11 +213,10 @@ def main(kind: str, carrier: str, how: str, last: str) -> None:
         greendefer.install(kind.removeprefix("green-"))
     else:
         importlib.import_module(f"twisted.internet.{kind.removeprefix('stock-')}reactor").install()
-    program = Program(carrier, how, last)
+    program = Program(kind, carrier, how, last)
     reactor = program.reactor
     reactor.callWhenRunning(getattr(program, carrier))
     reactor.run()
-    seconds = time.monotonic() - program.told_to_stop
     print(
         json.dumps(
             {
@@ -202,7 +224,7 @@ def main(kind: str, carrier: str, how: str, last: str) -> None:
                 "fired_late": program.fired_late,
                 "begun": program.begun,
                 "ended": program.ended,
-                "seconds": seconds,
+                "told": program.told_to_stop,
             }
         )
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,15 @@ from greendefer._deadlines import Deadline
 
 from . import ends
 
-# 1,000 calls of which 500 begin, and block until they are killed.
-IN_FLIGHT = """
-import os, signal, sys, gevent, greendefer
+EXIT = 15
+"""Seconds which a busy machine may take for the exit of an interpreter, beyond the grace."""
+
+# 1,000 calls of which 500 begin, and block until they are killed. What follows that ends them.
+IN_FLIGHT = f"""
+import json, os, signal, sys, time, gevent, greendefer
 from greendefer.shutdown import set_shutdown_grace
 
-set_shutdown_grace(running=0.1, ending=20)
+set_shutdown_grace(running=0.1, ending={ends.GRACE})
 pool = greendefer.GreenPool(500)
 counts = dict.fromkeys(("begun", "fired", "ended"), 0)
 
@@ -57,12 +62,16 @@ def submit():
 def until_they_block():
     while counts["begun"] < 500:
         gevent.sleep(0)
+    counts["told"] = time.monotonic()
+
+def report():
+    print(json.dumps(counts))
 
 """
 
 # And 1,000 more on each of the other carriers: ten workers, 20 native threads, two processes.
 ON_ALL_CARRIERS = """
-import multiprocessing.resource_tracker, time
+import multiprocessing.resource_tracker
 from concurrent.futures import ProcessPoolExecutor
 from gevent import monkey
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -109,6 +118,7 @@ def until_they_block():
         gevent.sleep(0.01)
     pids.extend(process.pid for process in multiprocessing.active_children())
     assert len(pids) >= {processes}
+    counts["told"] = time.monotonic()
 
 """
 
@@ -128,10 +138,28 @@ def until_they_are_gone(pids: list[int]) -> None:
 
 def is_running(pid: int) -> bool:
     """Not a zombie, whose parent is not ours, and may not ask."""
+    if sys.platform != "linux":
+        ps = ["ps", "-o", "stat=", "-p", str(pid)]
+        state = subprocess.run(ps, stdout=subprocess.PIPE, check=False).stdout.strip()
+        return not (state == b"" or state.startswith(b"Z"))
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
+
+
+def seconds_since(told: float) -> float:
+    """As its process, which has gone by now, was told to stop: all have the same clock."""
+    return time.monotonic() - told
+
+
+def has_ended_well(report: str) -> bool:
+    """Whether a program of IN_FLIGHT, which has exited, has done so before its grace was over, with
+    all that it had in flight accounted for. (Else it fails, and shows what is wrong.)"""
+    counts = json.loads(report)
+    assert seconds_since(counts.pop("told")) < ends.GRACE
+    assert counts == {"begun": 500, "fired": 1000, "ended": 500}
+    return True
 
 
 def run_ends(kind: str, carrier: str, how: str, last: str = "for ever") -> dict[str, Any]:
@@ -139,7 +167,13 @@ def run_ends(kind: str, carrier: str, how: str, last: str = "for ever") -> dict[
     done = run_python(ends.__file__, kind, carrier, how, last, *patched)
     assert not done.stderr, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
+    report["seconds"] = seconds_since(report["told"])
     return report
+
+
+def are_native(kind: str) -> bool:
+    """Whether calls of a GreenPool run in native threads there, which can't be killed."""
+    return kind == "stock-poll" and not PATCHED
 
 
 @pytest.mark.parametrize("how", ends.HOW)
@@ -147,39 +181,50 @@ def run_ends(kind: str, carrier: str, how: str, last: str = "for ever") -> dict[
 @pytest.mark.parametrize("kind", ends.REACTORS)
 def test_a_thousand_calls_in_flight(kind: str, carrier: str, how: str) -> None:
     """Queued ones fail, running ones are killed after the grace, ``finally`` blocks run to their
-    end, waiting for both sides; all Deferreds fire while the reactor is there; and it exits,
-    without waiting out what is left of the grace."""
-    if kind == "stock-poll" and not PATCHED and carrier in ("greenlets", "workers"):
-        pytest.skip("those are native threads there")
-    if kind == "stock-poll" and PATCHED and carrier == "processes":
-        pytest.skip("the executor's own threads are greenlets of a thread that never runs them")
+    end, waiting for both sides; all Deferreds fire while the reactor is there; and the process has
+    exited without waiting out what is left of the grace."""
     if MISSES_ENDS and carrier == "processes":
         pytest.skip("Python's executor waits for ever there")
     report = run_ends(kind, carrier, how)
     assert report["outcomes"] == {"PoolClosed": ends.CALLS}
     assert report["fired_late"] == 0
-    assert report["seconds"] < ends.GRACE / 2
-    if carrier in ("greenlets", "workers"):
+    assert report["seconds"] < ends.GRACE
+    if carrier in ("greenlets", "workers") and not are_native(kind):
         assert report["begun"] == report["ended"] > 0
+    elif carrier != "processes":
+        assert report["begun"] > 0
 
 
 @pytest.mark.parametrize("how", ["stop", "SIGTERM"])
 @pytest.mark.parametrize("carrier", ["greenlets", "threads"])
 @pytest.mark.parametrize("kind", ends.REACTORS)
 def test_calls_that_end_in_the_grace(kind: str, carrier: str, how: str) -> None:
-    """They have their results, and the reactor is gone when the last of them has ended: long before
+    """They have their results, and the process has exited when the last of them has ended: before
     the grace is over."""
-    if kind == "stock-poll" and not PATCHED and carrier == "greenlets":
-        pytest.skip("those are native threads there")
     report = run_ends(kind, carrier, how, "until told")
     begun = report["begun"]
     assert report["outcomes"] == {"NoneType": begun, "PoolClosed": ends.CALLS - begun}
     assert begun > 0
     assert report["fired_late"] == 0
-    assert report["seconds"] < ends.GRACE / 2
+    assert report["seconds"] < ends.GRACE
 
 
-TAC = """
+@pytest.mark.parametrize("how", ["stop", "SIGTERM"])
+@pytest.mark.parametrize("carrier", ["greenlets", "workers"])
+@pytest.mark.parametrize("kind", ends.REACTORS)
+def test_calls_that_will_not_end(kind: str, carrier: str, how: str) -> None:
+    """They are left when both of their times are over, and the process exits."""
+    if are_native(kind):
+        pytest.skip("native threads are not told to end")
+    report = run_ends(kind, carrier, how, "will not end")
+    assert report["outcomes"] == {"PoolClosed": ends.CALLS}
+    assert report["fired_late"] == 0
+    # Each is told once, and once more if it is the worker that is to end.
+    assert 0 < report["begun"] <= report["ended"] <= 2 * report["begun"]
+    assert 2 * ends.SHORT <= report["seconds"] < 2 * ends.SHORT + EXIT
+
+
+SERVICE = """
 from twisted.application import service
 from twisted.internet import reactor
 
@@ -198,15 +243,27 @@ class Calls(service.Service):
         return greendefer.defer_to_greenlet(gevent.sleep, 0.3).addCallback(slept.append)
 
 def report():
-    print("fired", counts["fired"], len(slept), "ended", counts["ended"], "pids", pids)
+    with open("report", "w") as f:
+        json.dump([counts, len(slept), pids, type(reactor).__name__], f)
 
-application = service.Application("calls")
-Calls().setServiceParent(application)
 reactor.addSystemEventTrigger("after", "shutdown", report)
 """
+TAC = """
+application = service.Application("calls")
+Calls().setServiceParent(application)
+"""
+PLUGIN = """
+from twisted.application.service import ServiceMaker
 
+calls = ServiceMaker("calls", "calls", "Calls that are in flight", "calls")
+"""
+TAP = """
+from twisted.python.usage import Options
 
-@pytest.mark.parametrize(
+def makeService(options):
+    return Calls()
+"""
+ENDS = pytest.mark.parametrize(
     ("end", "code"),
     [
         ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
@@ -214,25 +271,55 @@ reactor.addSystemEventTrigger("after", "shutdown", report)
         ("reactor.stop()", 0),
     ],
 )
+
+
+def is_served_out(folder: Path, calls: int, reactor: str) -> None:
+    """All is as it should be after such a service, whose process has exited."""
+    counts, slept, pids, name = json.loads((folder / "report").read_text())
+    assert seconds_since(counts.pop("told")) < ends.GRACE
+    assert (counts, slept) == ({"begun": 510, "fired": calls, "ended": 510}, 1)
+    assert name == reactor
+    assert "Traceback" not in (folder / "log").read_text()
+    until_they_are_gone(pids)
+
+
+@ENDS
 def test_under_twistd(end: str, code: int, tmp_path: Path) -> None:
     """It exits with the signal that stopped it, or well, if that was the application itself.
     Services may make calls as they stop."""
     in_flight, calls = all_in_flight(MISSES_ENDS)
-    (tmp_path / "calls.tac").write_text(PATCH + in_flight + TAC.format(end=end))
+    (tmp_path / "calls.tac").write_text(PATCH + in_flight + SERVICE.format(end=end) + TAC)
     options = ("--reactor=gevent", "--nodaemon", "--python=calls.tac")
     done = run_twistd(tmp_path, *options, check=False)
-    log = (tmp_path / "log").read_text()
-    report = re.search(rf"fired {calls} 1 ended 510 pids \[(.*)\]", log)
-    assert report, log + done.stderr
-    assert done.returncode == code
-    assert "Traceback" not in log
-    until_they_are_gone([int(pid) for pid in report[1].split(",") if pid])
+    assert done.returncode == code, done.stderr
+    is_served_out(tmp_path, calls, "GeventReactor")
+
+
+@ENDS
+@pytest.mark.parametrize(
+    ("name", "reactor"),
+    [("gevent", "GeventReactor"), ("gevent-asyncio", "GeventAsyncioReactor")],
+)
+def test_under_twist(name: str, reactor: str, end: str, code: int, tmp_path: Path) -> None:
+    """The same, of a plugin."""
+    in_flight, calls = all_in_flight(MISSES_ENDS)
+    plugins = tmp_path / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "calls_plugin.py").write_text(PLUGIN)
+    (tmp_path / "calls.py").write_text(in_flight + SERVICE.format(end=end) + TAP)
+    twist = Path(sys.executable).with_name("twist")
+    patch = ["-m", "gevent.monkey"] if PATCHED else []
+    options = (f"--reactor={name}", "--log-file=log", "--log-format=text", "calls")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = run_python(*patch, twist, *options, check=False, cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == code, done.stderr
+    is_served_out(tmp_path, calls, reactor)
 
 
 WSGI = """
 def report():
     with open("report.new", "w") as f:
-        print(*counts.values(), *pids, file=f)
+        json.dump([counts, pids], f)
     os.rename("report.new", "report")
 
 def app(environ, start_response):
@@ -247,6 +334,23 @@ def app(environ, start_response):
 """
 
 
+# How its workers have ended: gunicorn asks, and says nothing of it where all is well.
+WAITS = """
+import os
+
+gunicorn, waitpid = os.getpid(), os.waitpid
+
+def noted(*args):
+    pid, status = waitpid(*args)
+    if pid and os.getpid() == gunicorn:
+        with open("exits", "a") as f:
+            print(pid, os.waitstatus_to_exitcode(status), file=f)
+    return pid, status
+
+os.waitpid = noted
+"""
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "Ctrl-C", "stop"])
 def test_in_a_gunicorn_worker(how: str, tmp_path: Path) -> None:
     """A SIGINT has gunicorn end its workers at once, by ``sys.exit()`` in a greenlet. Ctrl-C in a
@@ -254,6 +358,7 @@ def test_in_a_gunicorn_worker(how: str, tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
     in_flight, calls = all_in_flight(MISSES_ENDS_PATCHED)  # gunicorn patches
     (tmp_path / "app.py").write_text(in_flight + WSGI)
+    (tmp_path / "gunicorn.conf.py").write_text(WAITS)
     report = tmp_path / "report"
     with gunicorn(tmp_path, "app:app") as (process, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
@@ -265,12 +370,17 @@ def test_in_a_gunicorn_worker(how: str, tmp_path: Path) -> None:
             with gevent.Timeout(30):
                 while not report.exists():
                     gevent.sleep(0.01)
+        worker = int(words[-1])
+        told = time.monotonic()
         if how == "Ctrl-C":
-            os.kill(int(words[-1]), signal.SIGINT)
+            os.kill(worker, signal.SIGINT)
         process.send_signal(signal.SIGTERM if how in ("SIGTERM", "stop") else signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-    begun, fired, ended, *pids = map(int, report.read_text().split())
-    assert (begun, fired, ended) == (510, calls, 510)
+        assert process.wait(timeout=LIMIT) == 0
+        assert seconds_since(told) < ends.GRACE
+    assert (tmp_path / "exits").read_text() == f"{worker} 0\n"
+    counts, pids = json.loads(report.read_text())
+    del counts["told"]  # by itself: `told` is when gunicorn was
+    assert counts == {"begun": 510, "fired": calls, "ended": 510}
     until_they_are_gone(pids)
 
 
@@ -286,7 +396,7 @@ class TestWithoutStop:
             IN_FLIGHT,
             f"""
             reactor = greendefer.start_reactor()
-            reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+            reactor.addSystemEventTrigger("after", "shutdown", report)
             submit()
             until_they_block()
             {end}
@@ -294,7 +404,7 @@ class TestWithoutStop:
             check=False,
         )
         assert done.returncode == code, done.stderr
-        assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
+        assert has_ended_well(done.stdout), done.stderr
         assert "KeyError" in done.stderr if code == 1 else not done.stderr
 
     def test_start_reactor_and_a_stop_that_is_not_over(self, run_program: Any) -> None:
@@ -303,13 +413,13 @@ class TestWithoutStop:
             IN_FLIGHT,
             """
             reactor = greendefer.start_reactor()
-            reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+            reactor.addSystemEventTrigger("after", "shutdown", report)
             submit()
             until_they_block()
             reactor.stop()
             """,
         )
-        assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
+        assert has_ended_well(done.stdout), done.stderr
         assert not done.stderr
 
     @pytest.mark.parametrize("again", ["os.kill(os.getpid(), signal.SIGINT)", "sys.exit(4)"])
@@ -328,13 +438,13 @@ class TestWithoutStop:
                         gevent.sleep(0.01)
 
             reactor = greendefer.start_reactor()
-            reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+            reactor.addSystemEventTrigger("after", "shutdown", report)
             greendefer.defer_to_greenlet(end_again).addErrback(lambda failure: None)
             submit()
             until_they_block()
             """,
         )
-        assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500}\n", done.stderr
+        assert has_ended_well(done.stdout), done.stderr
         assert ("KeyboardInterrupt" if "SIGINT" in again else "SystemExit") in done.stderr
         assert "ReactorNotRunning" not in done.stderr
 
@@ -361,7 +471,7 @@ class TestWithoutStop:
 
             def other_thread():
                 reactor = greendefer.start_reactor()
-                reactor.addSystemEventTrigger("after", "shutdown", lambda: print(counts))
+                reactor.addSystemEventTrigger("after", "shutdown", report)
                 if {stays}:
                     submit()
                     until_they_block()
@@ -375,55 +485,87 @@ class TestWithoutStop:
                 monkey.get_original("time", "sleep")(0.001)
             """,
         )
-        report = "{'begun': 500, 'fired': 1000, 'ended': 500}\n" if stays else ""
-        assert done.stdout == report
+        assert has_ended_well(done.stdout) if stays else not done.stdout
         assert not done.stderr
 
-    @pytest.mark.skipif(MISSES_ENDS, reason="Python's executor waits for ever there")
-    @pytest.mark.parametrize("kind", ["threads", "processes"])
-    @pytest.mark.parametrize("last", ["pass", "reactor.stop()"])
-    def test_start_reactor_and_other_carriers(self, kind: str, last: str, run_program: Any) -> None:
-        """Native threads are left behind, and worker processes terminated: also where the module of
-        the executor was imported after the reactor had been started, and has Python wait for them
-        first."""
+    @pytest.mark.parametrize("kind", ["workers", "threads", "processes"])
+    @pytest.mark.parametrize(
+        ("last", "code"),
+        [("pass", 0), ("reactor.stop()", 0), ("sys.exit(3)", 3), ("raise KeyError", 1)],
+    )
+    def test_start_reactor_and_other_carriers(
+        self, kind: str, last: str, code: int, run_program: Any
+    ) -> None:
+        """Workers end as greenlets do, native threads are left behind, and worker processes
+        terminated: also where the module of the executor was imported after the reactor had been
+        started, and has Python wait for them first."""
+        if MISSES_ENDS and kind == "processes":
+            pytest.skip("Python's executor waits for ever there")
         done = run_program(
-            """
-            import sys, time
+            f"""
+            import json, sys, time
             import gevent, greendefer
             from gevent import monkey
             from greendefer.shutdown import set_shutdown_grace
-            set_shutdown_grace(running=0.1, ending=5)
-            """,
-            f"""
+            from twisted.internet.defer import Deferred
+            set_shutdown_grace(running=0.1, ending={ends.GRACE})
+
             def processes():
                 import multiprocessing
                 from concurrent.futures import ProcessPoolExecutor
                 return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
+            def block():
+                try:
+                    gevent.sleep(3600)
+                finally:
+                    gevent.sleep(0.01)
+                    ended.append(1)
+
             reactor = greendefer.start_reactor()
-            fired = []
+            fired, ended, never = [], [], Deferred()
             native_sleep = monkey.get_original("time", "sleep")
-            if {kind!r} == "threads":
-                pool, f = greendefer.NativeThreadPool(2), native_sleep
+            if {kind!r} == "workers":
+                pool, call = greendefer.GreenPool(2), (block,)
+            elif {kind!r} == "threads":
+                pool, call = greendefer.NativeThreadPool(2), (native_sleep, 3600)
             else:
-                pool, f = greendefer.ExecutorPool(processes, 2), time.sleep
-            tell = lambda: print(len(fired), set(fired))
+                pool, call = greendefer.ExecutorPool(processes, 2), (time.sleep, 3600)
+            tell = lambda: print(json.dumps([fired, len(ended), told]))
             reactor.addSystemEventTrigger("after", "shutdown", tell)
+
+            def submit_to(carrier, n):
+                for _ in range(n):
+                    d = carrier.submit(*call)
+                    d.addErrback(lambda failure: fired.append(failure.type.__name__))
+
+            async def work():
+                async with pool.worker() as w:
+                    submit_to(w, 500)
+                    await never
 
             @greendefer.blocking_from_greenlet
             def submit():
-                for _ in range(1000):
-                    d = pool.submit(f, 3600)
-                    d.addErrback(lambda failure: fired.append(failure.type.__name__))
+                if {kind!r} != "workers":
+                    submit_to(pool, 1000)
+                    return
+                for _ in range(2):
+                    Deferred.fromCoroutine(work()).addErrback(lambda failure: None)
 
             submit()
             while pool.stats().running < 2:
                 gevent.sleep(0.01)
             gevent.sleep(0.01)
+            told = time.monotonic()
             {last}
             """,
+            check=False,
         )
-        assert done.stdout == "1000 {'PoolClosed'}\n", done.stderr
+        assert done.returncode == code, done.stderr
+        assert "KeyError" in done.stderr if code == 1 else not done.stderr
+        fired, ended, told = json.loads(done.stdout)
+        assert (fired, ended) == (["PoolClosed"] * 1000, 2 if kind == "workers" else 0)
+        assert seconds_since(told) < ends.GRACE
 
     @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(3)", 3)])
     def test_a_greenlet_of_ones_own(self, end: str, code: int, run_program: Any) -> None:
@@ -496,10 +638,11 @@ def test_a_second_signal_changes_nothing(again: str, run_program: Any) -> None:
 
         reactor.callWhenRunning(main)
         reactor.run()
-        print(counts, reactor._exitSignal == signal.{again})
+        report()
+        assert reactor._exitSignal == signal.{again}
         """,
     )
-    assert done.stdout == "{'begun': 500, 'fired': 1000, 'ended': 500} True\n", done.stderr
+    assert has_ended_well(done.stdout), done.stderr
     assert "ReactorNotRunning" in done.stderr
     assert done.stderr.count("Traceback") == 1
 
@@ -714,11 +857,13 @@ class TestTheSetting:
             ("set_shutdown_grace(ending=3)", 1.0, 3.0),
         ],
     )
+    @pytest.mark.parametrize("makes_one", [False, True])
     def test_one_second_each_by_default(
-        self, setting: str, running: float, ending: float, run_program: Any
+        self, setting: str, running: float, ending: float, makes_one: bool, run_program: Any
     ) -> None:
         """What is asked of the clock for a call that will not end: `running`, then `ending`; and
-        `ending` again, when the reactor takes no more turns. No time passes."""
+        `ending` again, when the reactor takes no more turns, for one that a service has made
+        meanwhile. No time passes."""
         run_program(
             f"""
             from itertools import count
@@ -738,9 +883,11 @@ class TestTheSetting:
             def at_once(when, f):
                 asked.append(when - 1000)
                 return at(0.0, f)
+            def make_one():
+                greendefer.defer_to_greenlet(swallow).addErrback(lambda failure: None)
             def main():
                 global at
-                greendefer.defer_to_greenlet(swallow).addErrback(lambda failure: None)
+                make_one()
                 runtime = _runtime._runtime
                 at = runtime.deadlines.at
                 runtime.now = lambda: 1000
@@ -748,11 +895,13 @@ class TestTheSetting:
                 looks_at = count(1000, 0.25).__next__
                 shutdown.monotonic = lambda: looks.append(looks_at()) or looks[-1]
                 gevent.spawn(reactor.stop)
+            if {makes_one}:
+                reactor.addSystemEventTrigger("before", "shutdown", make_one)
             reactor.callWhenRunning(main)
             reactor.run()
             assert asked == [{running}, {ending}], asked
-            assert killed == [2], killed
-            assert looks[-1] - looks[0] == {ending}, looks
+            assert killed == ([2, 2] if {makes_one} else [2]), killed
+            assert looks[-1] - looks[0] == ({ending} if {makes_one} else 0), looks
             """
         )
 

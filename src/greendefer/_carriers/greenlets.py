@@ -138,6 +138,8 @@ class Worker(greenlet):
         """What is to be raised in this worker, now, to end `call`."""
         self.retired = True  # somebody may yet switch to it for what the call was waiting for
         self.killed = call
+        if self.kill_next is call:  # this is it, and whoever swallows it is not told again
+            self.kill_next = None
         handle = self._carrier.handle
 
         def gone(_: object) -> None:
