@@ -16,17 +16,29 @@ if ON_LIBUV:  # where nothing comes between timers that are due at once
     BOUNDS |= {"hub_timers": (5000, 5000), "sleepers": (5000, 5000)}
 
 
-@pytest.mark.parametrize("kind", ["native", "asyncio"])
-@pytest.mark.parametrize(
-    "load",
-    ["ready_at_once", "giving_way", "timeouts", "later_calls", "hub_timers", "sleepers", "storm"],
-)
-def test_both_sides_are_in_time(kind: str, load: str) -> None:
+ALIVE = ["ready_at_once", "timeouts", "sleepers"]
+"""Those with many objects."""
+LOADS = [*ALIVE, "giving_way", "later_calls", "hub_timers", "storm"]
+
+
+def are_in_time(load: str, *arguments: str) -> None:
     program = Path(__file__).with_name("fairness.py")
     patched = ["patched"] if PATCHED else []
-    done = run_python(program, kind, load, *patched)
+    done = run_python(program, *arguments, *patched)
     report = json.loads(done.stdout)
     reactor, greenlet = BOUNDS.get(load, (BOUND, BOUND))
-    assert min(report["ticks"]) > 5, report
+    assert min(report["ticks"]) > 2, report  # both have run: a storm is over after a second
     assert report["reactor"] < reactor, report
     assert report["greenlet"] < greenlet, report
+
+
+@pytest.mark.parametrize("kind", ["native", "asyncio"])
+@pytest.mark.parametrize("load", LOADS)
+def test_both_sides_are_in_time(kind: str, load: str) -> None:
+    are_in_time(load, kind, load)
+
+
+@pytest.mark.parametrize("load", ALIVE)
+def test_with_the_collector_on(load: str) -> None:
+    """Its pauses are all that comes on top."""
+    are_in_time(load, "native", load, "collected")
