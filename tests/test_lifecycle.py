@@ -450,8 +450,9 @@ class TestSignals:
         )
 
     @pytest.mark.parametrize("kind", ["native", "asyncio"])
-    def test_exit_status_under_twist(self, kind: str, run_program: Any) -> None:
-        """Twisted exits with the signal that stopped it (ReactorBase._exitSignal)."""
+    def test_the_reactor_tells_which(self, kind: str, run_program: Any) -> None:
+        """To `twist` and `twistd`, which exit with that (ReactorBase._exitSignal): see
+        tests/reliability/test_ends.py."""
         run_program(
             f"""
             import os, signal, greendefer

@@ -29,7 +29,7 @@ from greendefer import (
 from greendefer._carriers import executors, greenlets, native
 
 LIMITED = """
-    import errno, os, resource, socket, gevent, gevent.monkey, gevent.socket, greendefer
+    import errno, os, resource, shutil, socket, gevent, gevent.monkey, gevent.socket, greendefer
     greendefer.install({kind!r})
     from twisted.internet import reactor, protocol
     from twisted.internet.defer import gatherResults
@@ -52,6 +52,7 @@ LIMITED = """
         return echo(connection)
 
     kept = []
+    true = shutil.which("true")  # which is in /bin on Linux, and in /usr/bin on macOS
 
     # From here on there is no descriptor beyond that many.
     def take_all_descriptors(limit):
@@ -74,6 +75,9 @@ LIMITED = """
 """
 
 
+HAS_FULL = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no /dev/full")
+
+
 @pytest.fixture
 def run_limited(run_program: Any) -> Any:
     def run(*parts: str, kind: str = "native") -> Any:
@@ -90,7 +94,7 @@ def test_no_descriptors_left(kind: str, run_limited: Any) -> None:
         async def main():
             assert await greendefer.defer_to_greenlet(one_more) == b"x"
             before = kept[0]
-            hogs = take_all_descriptors(len(os.listdir("/proc/self/fd")) + 6)
+            hogs = take_all_descriptors(len(os.listdir("/dev/fd")) + 6)
             errors = [await error_of(greendefer.defer_to_greenlet(one_more)) for _ in range(20)]
             assert {getattr(e, "errno", e) for e in errors} == {errno.EMFILE}, errors
             # Without descriptors: a call on an open connection, a thread, a timer, Twisted.
@@ -121,9 +125,9 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
         what = {what!r}
         pool = greendefer.GreenPool(1)
         if what == "gevent":
-            call = gevent.subprocess.call, ["/bin/true"]
+            call = gevent.subprocess.call, [true]
         elif what == "twisted":
-            call = greendefer.blocking_from_greenlet(getProcessValue), "/bin/true"
+            call = greendefer.blocking_from_greenlet(getProcessValue), true
         else:
             pool = greendefer.ExecutorPool(make_executor, 1)
             call = len, ""
@@ -132,9 +136,10 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
             gc.collect()
             multiprocessing.active_children()
             found = {{}}
-            for each in os.listdir("/proc/self/fd"):
+            for each in map(int, os.listdir("/dev/fd")):
                 try:
-                    found[int(each)] = os.readlink(f"/proc/self/fd/{{each}}")
+                    is_now = os.fstat(each)
+                    found[each] = is_now.st_mode, is_now.st_dev, is_now.st_ino
                 except OSError:
                     pass  # the one that has listed them
             return found
@@ -197,13 +202,13 @@ def test_no_memory_for_a_fork(side: str, run_limited: Any) -> None:
 
         def child():
             if side == "gevent":
-                return gevent.subprocess.call(["/bin/true"])
+                return gevent.subprocess.call([true])
             return spawn_by_twisted()
 
         @greendefer.blocking_from_greenlet
         def spawn_by_twisted():
             from twisted.internet.utils import getProcessValue
-            return getProcessValue("/bin/true")
+            return getProcessValue(true)
 
         async def main():
             assert await greendefer.defer_to_greenlet(child) == 0
@@ -226,6 +231,7 @@ def test_no_memory_for_a_fork(side: str, run_limited: Any) -> None:
     )
 
 
+@HAS_FULL
 def test_a_full_disk_under_the_log(run_limited: Any) -> None:
     """/dev/full: warnings and logged errors are lost; results are not."""
     run_limited(
@@ -343,6 +349,7 @@ FULL = """
 """
 
 
+@HAS_FULL
 @pytest.mark.parametrize("kind", ["native", "asyncio"])
 @pytest.mark.parametrize("sink", ["logging", "a log file", "stderr"])
 def test_a_full_disk(sink: str, kind: str, run_limited: Any, tmp_path: Path) -> None:
@@ -1019,7 +1026,6 @@ def test_a_wall_clock_that_jumps_under_all_pools(
         from _queue import SimpleQueue
         from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
         from pathlib import Path
-        from gevent import monkey
         from greendefer import ExecutorPool, GreenPool, NativeThreadPool, Timeouts, green_deferred
         from twisted.internet.defer import CancelledError
 
@@ -1029,12 +1035,10 @@ def test_a_wall_clock_that_jumps_under_all_pools(
         executor = ThreadPoolExecutor(2)
         spawn = multiprocessing.get_context("spawn")
         pools = [(GreenPool(2), gevent.sleep, 3600), (NativeThreadPool(2), held.get)]
-        if not {kind!r}.startswith("stock") or not monkey.is_module_patched("threading"):
-            # (Else the executors' own threads are greenlets of a hub that does not run.)
-            pools.append((ExecutorPool(executor, 2), event.wait))
-            if not {MISSES_ENDS}:
-                processes = ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=spawn), 2)
-                pools.append((processes, Path.read_text, Path("held")))
+        pools.append((ExecutorPool(executor, 2), event.wait))
+        if not {MISSES_ENDS}:
+            processes = ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=spawn), 2)
+            pools.append((processes, Path.read_text, Path("held")))
 
         def on(pool, timeout, f, *args):
             return green_deferred(pool=pool, timeout=timeout)(f)(*args)
