@@ -7,6 +7,8 @@ be treated: ``answer``, ``delay MILLISECONDS``, ``reset``, ``half`` or ``stall``
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import sys
 
 
@@ -20,6 +22,10 @@ async def treat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         elif how == b"half":
             writer.write(b"o")
         elif how == b"reset":
+            # By itself, abort() is an end like any other to the client.
+            linger = struct.pack("ii", 1, 0)
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
             return
         elif how == b"stall":
