@@ -111,7 +111,7 @@ MOST_GROWN = {"blocks": 2000, "objects": 500, "bytes of malloc": 2**19}
 comes and goes, by the chance of when it is counted, is a third of this at most."""
 PER_LOST_EXIT = {"blocks": 30, "objects": 12, "bytes of malloc": 0}
 """What multiprocessing keeps for one, beside two descriptors: see lost_exits()."""
-PER_CALL, SWAY = 10.0, 2 * 2**20
+PER_CALL, SWAY = 10.0, 4 * 2**20
 """Bytes by which resident memory may grow with each call, and sway by in a run: fragments of it.
 (It was 6.6 where a million calls had left 77 blocks and 9 kB of malloc() behind.)"""
 
