@@ -216,6 +216,8 @@ def test_calls_that_will_not_end(kind: str, carrier: str, how: str) -> None:
     """They are left when both of their times are over, and the process exits."""
     if are_native(kind):
         pytest.skip("native threads are not told to end")
+    if ON_LIBUV and kind.startswith("stock-"):
+        pytest.skip("their hub is another thread's, and there as the process ends: docs/limits.md")
     report = run_ends(kind, carrier, how, "will not end")
     assert report["outcomes"] == {"PoolClosed": ends.CALLS}
     assert report["fired_late"] == 0
