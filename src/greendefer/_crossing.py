@@ -18,14 +18,7 @@ from greenlet import getcurrent
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ._admission import (
-    Call,
-    add_both,
-    cancel_quietly,
-    current_call,
-    is_deferred,
-    is_failure,
-)
+from ._admission import Call, add_both, cancel_quietly, current_call, is_deferred, is_failure
 from ._bridge import refuse_to_wait_in, runtime_to_wait_in, wait_in
 from ._carriers.greenlets import Kill
 from ._deadlines import LONGEST_SLEEP

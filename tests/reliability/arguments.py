@@ -201,16 +201,13 @@ _PUBLIC: dict[str, Entry] = {
     "greendefer.GreenPool.close": Entry(
         lambda grace: GreenPool(1).close(grace=grace), {"grace": Argument(kinds.SECONDS, 0)}
     ),
-    "greendefer.GreenPool.around": Entry(
-        set_on_a_pool("around"), {"around": Argument(kinds.AROUND, None, ("GreenPool.around",))}
-    ),
-    "greendefer.GreenPool.max_queued": Entry(
-        set_on_a_pool("max_queued"),
-        {"max_queued": Argument(kinds.count(0, none=True), None, ("GreenPool.max_queued",))},
-    ),
-    "greendefer.GreenPool.name": Entry(
-        set_on_a_pool("name"), {"name": Argument(kinds.NAME, None, ("GreenPool.name",))}
-    ),
+    **{
+        f"greendefer.GreenPool.{name}": Entry(
+            set_on_a_pool(name),
+            {name: Argument(OF_A_POOL[name].kind, None, (f"GreenPool.{name}",))},
+        )
+        for name in ("around", "max_queued", "name")
+    },
     "greendefer.NativeThreadPool": Entry(NativeThreadPool, OF_A_POOL),
     "greendefer.NativeThreadPool.submit": submits(lambda: NativeThreadPool(1)),
     "greendefer.ExecutorPool": Entry(

@@ -63,6 +63,7 @@ from chaos_calls import (
 from gevent import monkey
 from gevent.hub import Hub
 from greenlet import GreenletExit, greenlet
+from schedstat import run_delay
 from twisted.internet import error, protocol
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, maybeDeferred
@@ -111,7 +112,7 @@ MOST_GROWN = {"blocks": 2000, "objects": 500, "bytes of malloc": 2**19}
 comes and goes, by the chance of when it is counted, is a third of this at most."""
 PER_LOST_EXIT = {"blocks": 30, "objects": 12, "bytes of malloc": 0}
 """What multiprocessing keeps for one, beside two descriptors: see lost_exits()."""
-PER_CALL, SWAY = 10.0, 4 * 2**20
+PER_CALL, SWAY = 4.0, 4 * 2**20
 """Bytes by which resident memory may grow with each call, and sway by in a run: fragments of it.
 (It was 6.6 where a million calls had left 77 blocks and 9 kB of malloc() behind.)"""
 
@@ -576,16 +577,8 @@ def worker_processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
 
-def run_delay(of: str = "/proc/thread-self") -> float:
-    """Seconds that a thread could have run, and was not let."""
-    try:
-        return int(Path(of, "schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
-
-
 def kept_off() -> dict[str, float]:
-    """The same of all our threads but this one."""
+    """By the identity of each of our threads but this one: its run_delay()."""
     me = str(threading.get_native_id())
     others = (tid for tid in os.listdir("/proc/self/task") if tid != me)
     return {tid: run_delay(f"/proc/self/task/{tid}") for tid in others}
@@ -844,6 +837,8 @@ def main(calls: int, seed: int) -> Generator[Any, Any, list[str]]:
             wrong.append(f"{n} {name} more than before")
     if calls >= 100_000 and slope > PER_CALL + SWAY / calls:
         wrong.append(f"resident memory grows by {slope:.1f} bytes per call: {tenths}")
+    if calls >= 100_000 and memory() > tenths[0][1] + 8 * 2**20:
+        wrong.append(f"{tenths[0][1]} bytes resident after a tenth, then {memory()}")
     if logged:
         wrong.append(f"{len(logged)} logged errors: {logged[:3]}")
     print(json.dumps(report, indent=1))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
-TIMES = 10 if os.environ.get("GREENDEFER_RELIABILITY") == "long" else 1
+from . import LONG
+
+TIMES = 10 if LONG else 1
 AGAIN = ("ends", "fairness", "resources", "security")
 
 

@@ -24,12 +24,12 @@ import gc
 import json
 import time
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent import monkey
 from gevent.event import Event
+from schedstat import run_delay
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.task import deferLater
@@ -38,14 +38,6 @@ from greendefer import GreenPool, NativeThreadPool
 
 reactor: Any = _reactor
 EVERY = 0.005
-
-
-def run_delay() -> float:
-    """Seconds that this thread could have run, and was not let."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError):
-        return 0.0
 
 
 def let_run() -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -39,7 +38,7 @@ from greendefer.shutdown import set_shutdown_grace
 from greendefer.testing import InlinePool
 from greendefer.threadpool import GreenThreadPool
 
-from . import kinds
+from . import LONG, kinds
 from .arguments import (
     BESIDES,
     PUBLIC,
@@ -279,7 +278,7 @@ def test_values_that_are_nearly_right(name: str, settings_kept: None, logged: An
 @pytest.mark.parametrize("name", PUBLIC)
 @settings(
     deadline=None,
-    max_examples=1000 if os.environ.get("GREENDEFER_RELIABILITY") == "long" else 40,
+    max_examples=1000 if LONG else 40,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

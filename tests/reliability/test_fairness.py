@@ -27,7 +27,7 @@ def are_in_time(load: str, *arguments: str) -> None:
     done = run_python(program, *arguments, *patched)
     report = json.loads(done.stdout)
     reactor, greenlet = BOUNDS.get(load, (BOUND, BOUND))
-    assert min(report["ticks"]) > 2, report  # both have run: a storm is over after a second
+    assert min(report["ticks"]) > 5, report
     assert report["reactor"] < reactor, report
     assert report["greenlet"] < greenlet, report
 

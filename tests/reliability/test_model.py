@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import gevent
@@ -29,8 +28,9 @@ from hypothesis.stateful import (
 from greendefer import CallTimeout, GreenPool, PoolClosed, PoolFull, Timeouts
 from greendefer._bridge import wait_for_deferred
 
+from . import LONG
+
 reactor: Any = _reactor
-LONG = os.environ.get("GREENDEFER_RELIABILITY") == "long"
 SECONDS = 5.0
 
 

@@ -179,16 +179,23 @@ def test_exceptions_that_nobody_handles(error: Any, logged: Any) -> None:
     logged[:] = [event for event in logged if not event["isError"]]
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [(Unbound, "working outside of its context"), (RefusesCallbacks, "from addBoth")],
+)
 @pytest.mark.parametrize("kind", POOLS)
-def test_a_result_that_cannot_be_looked_at(kind: str, result: Any, stats: Any) -> None:
-    """Twisted asks each result for its class, so no Deferred could fire with this one: the call
-    fails with what it says."""
+def test_a_result_that_no_deferred_can_have(
+    kind: str, what: Any, says: str, result: Any, stats: Any
+) -> None:
+    """Twisted asks each result for its class; and who waits for a Deferred adds a callback. Where
+    it refuses that, the call fails with what it says."""
     pool: Any = POOLS[kind]()
-    got = [result(pool.submit(Unbound)).get() for _ in range(3)]
-    assert [str(each.value) for each in got] == ["working outside of its context"] * 3
+    got = [result(pool.submit(what)).get() for _ in range(3)]
+    assert [str(each.value) for each in got] == [says] * 3
     assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
     s = stats(pool)
     assert (s.failed, s.completed, s.running) == (3, 1, 0)
+    assert result(pool.close()).get() is None
 
 
 @pytest.mark.parametrize("what", [Row, Mean])
@@ -212,21 +219,8 @@ def test_a_result_whose_class_compares_oddly(kind: str, what: Any, result: Any, 
 
 
 @pytest.mark.parametrize("kind", POOLS)
-def test_a_deferred_that_takes_no_callbacks(kind: str, result: Any, stats: Any) -> None:
-    """A call that returns one fails with what it says to that."""
-    pool: Any = POOLS[kind]()
-    got = [result(pool.submit(RefusesCallbacks)).get() for _ in range(3)]
-    assert [str(each.value) for each in got] == ["from addBoth"] * 3
-    assert greendefer.wait_for_deferred(pool.submit(len, "four")) == 4
-    s = stats(pool)
-    assert (s.failed, s.completed, s.running) == (3, 1, 0)
-    closed = result(pool.close())
-    assert closed.get() is None
-
-
-@pytest.mark.parametrize("kind", POOLS)
-def test_others_that_hear_of_such_a_deferred(kind: str, result: Any, stats: Any) -> None:
-    """Blocking code, and who waits for a greenlet."""
+def test_others_that_wait_for_such_a_deferred(kind: str, result: Any, stats: Any) -> None:
+    """One that takes no callbacks: blocking code, and who waits for a greenlet."""
     got = result(greendefer.wait_for_greenlet(gevent.spawn(RefusesCallbacks))).get()
     assert str(got.value) == "from addBoth"
     pool: Any = POOLS[kind]()

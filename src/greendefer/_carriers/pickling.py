@@ -59,7 +59,8 @@ def run_pickled(data: bytes) -> Any:
             f = partial(_run_inside, around, f)
         result = copy_context().run(f, *args, **kwargs)  # what it sets stays its own, as everywhere
     except BaseException as e:
-        raised = _raised(e)
+        error = _pickled_or_none(e)
+        raised = Raised(error, _said(e, is_lost=not _can_be_unpickled(error)))
         raised.__traceback__ = e.__traceback__
     else:
         pickled_result = _pickled_or_none(result)
@@ -86,22 +87,24 @@ class Raised(Exception):
         return self.said
 
 
-def _raised(e: BaseException) -> Raised:
-    """Only if it would be lost is it asked for its text: that runs code of its own, which may
-    wait."""
-    data = _pickled_or_none(e)
-    said = type(e).__name__
+def _said(e: BaseException, *, is_lost: bool) -> str:
+    """Its name; and its text only if it `is_lost`: that runs code of its own, which may wait."""
+    name = type(e).__name__
     try:
-        if data is not None:
-            pickle.loads(data)  # as many can't be: those whose class wants more than `args`
-    except BaseException:
-        is_lost = True
-    else:
-        is_lost = data is None
-    try:
-        return Raised(data, f"{said}: {safe_str(e)}" if is_lost else said)
+        return f"{name}: {safe_str(e)}" if is_lost else name
     except BaseException:  # that asks for its class
-        return Raised(data, said)
+        return name
+
+
+def _can_be_unpickled(data: bytes | None) -> bool:
+    """Many errors can't be: those whose class wants more than their `args`."""
+    if data is None:
+        return False
+    try:
+        pickle.loads(data)
+    except BaseException:  # it runs code of the error's own
+        return False
+    return True
 
 
 def _pickled_or_none(value: Any) -> bytes | None:

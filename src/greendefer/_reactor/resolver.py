@@ -77,8 +77,7 @@ class GeventResolver:
         # Raised here, as Twisted's own raises for the last two: a receiver can't be told. What
         # Twisted's finds out later, in a thread, it logs, and the receiver waits for ever.
         _check_receiver(resolutionReceiver)
-        if not isinstance(hostName, (str, bytes)):
-            raise TypeError(f"resolveHostName(hostName) must be a string, not {shown(hostName)}")
+        _check_host("resolveHostName(hostName)", hostName)
         _check_port(portNumber)
         types = None if addressTypes is None else _checked_types(addressTypes)
         if not is_one_of(("TCP", "UDP"), transportSemantics):
@@ -108,8 +107,7 @@ class GeventResolver:
         # search for an address first (ReactorBase.resolve and tcp.Connector raise for others).
         # So it is the mistake of whoever calls this, as a wrong timeout is, for which
         # ThreadedResolver raises, too.
-        if not isinstance(name, (str, bytes)):
-            raise TypeError(f"getHostByName(name) must be a string, not {shown(name)}")
+        _check_host("getHostByName(name)", name)
         seconds = _sum_of(timeout)
         d: Deferred[str] = deferToThreadPool(
             self._reactor,
@@ -162,6 +160,11 @@ def _sum_of(timeout: Sequence[float] | None) -> float:
         check_seconds("getHostByName(timeout=...): each", seconds, needed=True)
     check_seconds("getHostByName(timeout=...): the sum", sum(map(float, each)), needed=True)
     return sum(each)
+
+
+def _check_host(what: str, name: object) -> None:
+    if not isinstance(name, (str, bytes)):
+        raise TypeError(f"{what} must be a string, not {shown(name)}")
 
 
 def _check_receiver(receiver: object) -> None:
