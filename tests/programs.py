@@ -90,7 +90,7 @@ def run_python(
     finally:
         process.kill()
     if check:
-        assert process.returncode == 0, out + err
+        assert process.returncode == 0, f"It ended with {process.returncode}.\n{out}{err}"
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

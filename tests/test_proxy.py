@@ -365,11 +365,16 @@ class TestMethods:
         """They fire, as all others do: also those that wait for a turn that never comes."""
         run_program(
             """
-            import sys
+            import sys, time
             import gevent, greendefer
             from greendefer.shutdown import set_shutdown_grace
             if sys.argv[1] == "green":
                 greendefer.install()
+                sleep = gevent.sleep
+            else:
+                # Unpatched, in native threads: gevent's hub must not be in use in these as Python
+                # ends, on libuv.
+                sleep = time.sleep
             from twisted.internet import reactor
             from twisted.internet.defer import Deferred
             set_shutdown_grace(0.01, 0.01)
@@ -380,7 +385,7 @@ class TestMethods:
                 client.count(1).addBoth(lambda r: fired.append(getattr(r, "type", r)))
             def block():
                 # As it is ended it is out of the reactor's turns.
-                d = blocks.submit(gevent.sleep, 3600)
+                d = blocks.submit(sleep, 3600)
                 d.addErrback(lambda f: errors.append(f.type)).addCallback(call)
             def last():
                 block()

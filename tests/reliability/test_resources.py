@@ -1034,8 +1034,12 @@ def test_a_wall_clock_that_jumps_under_all_pools(
         held, event = SimpleQueue(), threading.Event()
         executor = ThreadPoolExecutor(2)
         spawn = multiprocessing.get_context("spawn")
-        pools = [(GreenPool(2), gevent.sleep, 3600), (NativeThreadPool(2), held.get)]
-        pools.append((ExecutorPool(executor, 2), event.wait))
+        pools = [(NativeThreadPool(2), held.get), (ExecutorPool(executor, 2), event.wait)]
+        if {kind.startswith("stock ") and not PATCHED}:
+            # In native threads: gevent's hub must not be in use in these as Python ends, on libuv.
+            pools.append((GreenPool(2), held.get))
+        else:
+            pools.append((GreenPool(2), gevent.sleep, 3600))
         if not {MISSES_ENDS}:
             processes = ExecutorPool(lambda: ProcessPoolExecutor(2, mp_context=spawn), 2)
             pools.append((processes, Path.read_text, Path("held")))
@@ -1061,7 +1065,7 @@ def test_a_wall_clock_that_jumps_under_all_pools(
             for d in long:
                 d.cancel()
                 assert type(e := await error_of(d)) is CancelledError, e
-            for _ in range(10):
+            for _ in range(20):
                 held.put(None)
             event.set()
         go(main)
