@@ -64,6 +64,7 @@ def test_trials_check_of_the_reactor(kind: str, tmp_path: Path) -> None:
 def test_a_call_before_the_reactor_runs_and_after_it_has_stopped(run_program: Any) -> None:
     run_program(
         """
+        import _thread
         from twisted.internet import selectreactor
         selectreactor.install()
         from twisted.internet import reactor
@@ -76,9 +77,11 @@ def test_a_call_before_the_reactor_runs_and_after_it_has_stopped(run_program: An
         reactor.run()
         assert got == [4]
         late = []
+        threads = _thread._count()
         for p in (pool, greendefer.GreenPool(1)):
             p.submit(len, "").addErrback(lambda f: late.append(f.type))
         assert late == [greendefer.PoolClosed] * 2, late
+        assert _thread._count() <= threads  # nobody would end one
         """
     )
 

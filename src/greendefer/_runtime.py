@@ -237,6 +237,8 @@ class ForeignRuntime(Runtime):
             return ThreadCarrier(self)
         make_greenlet_local()
         if self._helper is None:
+            if self.stopped:
+                return ThreadCarrier(self)  # nothing will run in it, and no thread is to be ended
             try:
                 self._helper = HelperHub(self)
             except (RuntimeError, OSError) as e:
