@@ -99,7 +99,7 @@ def coverage(session: nox.Session) -> None:
     install(session, "systems-psycopg3", "coverage")
     session.run(*patched, "pytest", *ON_PSYCOPG3, *session.posargs)
     session.run("coverage", "combine", "-q")
-    session.run("coverage", "html", "-q")
+    session.run("coverage", "html", "-q", "--fail-under=0")
     session.run("coverage", "report")
 
 

@@ -68,6 +68,28 @@ class TestEveryKind:
             """
         )
 
+    def test_calls_from_a_thread_before_it_runs(self, kind: str, run_program: Any) -> None:
+        """They are kept, however many (more than greendefer.geventasyncioreactor.BACKLOG), and in
+        their order."""
+        run_program(
+            f"""
+            import gevent, greendefer
+            greendefer.install({kind!r})
+            from twisted.internet import reactor
+            got = []
+
+            def thread():
+                for n in range(1500):
+                    reactor.callFromThread(got.append, n)
+                reactor.callFromThread(reactor.callLater, 0, reactor.stop)
+
+            gevent.get_hub().threadpool.apply(thread)
+            assert got == []
+            reactor.run()
+            assert got == [*range(1500)], got
+            """
+        )
+
     def test_a_greenlet_adds_a_reader_and_takes_it_away(self, kind: str, run_program: Any) -> None:
         run_program(
             f"""

@@ -510,6 +510,8 @@ def reply(kind: str) -> Any:
         raise NeedsTwo(404, "not found")
     if kind == "an error that holds a lock":
         raise ValueError(threading.Lock())
+    if kind == "an error of no class that holds a lock":
+        raise OfNoClass(threading.Lock())
     if kind == "an error whose text waits":
         raise Waits
     if kind == "an error that is a number":
@@ -544,6 +546,7 @@ def test_pickled_replies(processes: Any, result: Any) -> None:
         "an error that needs two",
         "an error that is a number",
         "an error that holds a lock",
+        "an error of no class that holds a lock",
         "an error whose text waits",
     ):
         got = result(processes.submit(reply, kind)).get()
@@ -554,6 +557,7 @@ def test_pickled_replies(processes: Any, result: Any) -> None:
         "raises": "what it returned can't be unpickled: ",
         "an error that needs two": "its error, NeedsTwo: 404: not found, can't be unpickled: ",
         "an error that holds a lock": "its error can't be pickled: ValueError: ",
+        "an error of no class that holds a lock": "its error can't be pickled: OfNoClass",
         "an error that is a number": "can't be unpickled: TypeError('it unpickles as 4')",
     }.items():
         assert type(errors[kind]) is ExecutorFailed
