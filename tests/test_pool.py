@@ -976,6 +976,34 @@ class TestWorkers:
         assert carrier._trimmer is None
         assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0
 
+    def test_many_idle_ones_end_a_slice_of_time_at_once(self, monkeypatch: Any) -> None:
+        from greendefer._carriers import greenlets
+
+        pool = GreenPool(3)
+        event = Event()
+        calls = [pool.submit(event.wait) for _ in range(3)]
+        carrier: Any = pool._carrier
+        while carrier.workers < 3:
+            gevent.sleep(0.001)
+        event.set()
+        greendefer.wait_for_deferred(gatherResults(calls))
+        while len(carrier.idle) < 3:
+            gevent.sleep(0.001)
+        monkeypatch.setattr(greenlets, "SLICE", 0.0)
+        left: list[int] = []
+
+        def let_go() -> None:
+            left.append(carrier.workers)
+            greenlets.GreenletCarrier._let_go(carrier)
+
+        carrier._let_go = let_go
+        carrier._fewest_idle = 3
+        gevent.get_hub().loop.run_callback(carrier._trim)
+        while carrier._trimmer is not None:
+            gevent.sleep(0.001)
+        assert left == [3, 2, 1]
+        assert carrier._next_going is None
+
 
 class TestWorker:
     """``async with pool.worker() as w``"""

@@ -229,6 +229,26 @@ def sleepers() -> Any:
     return all_due_at(make, lambda: until(lambda: not pool.stats().running))
 
 
+@inlineCallbacks
+def idle_workers() -> Generator[Any, Any, None]:
+    """100,000 greenlets of a pool that nobody needs any more, and which all go."""
+    pool = GreenPool(MANY)
+    events = [Event() for _ in range(MANY // 100)]
+    for event in events:
+        for _ in range(100):
+            pool.submit(event.wait)
+        yield deferLater(reactor, 0)
+    carrier: Any = pool._carrier
+    yield until(lambda: carrier.workers == MANY)
+    for event in events:
+        event.set()
+        yield deferLater(reactor, 0)
+    yield until(lambda: len(carrier.idle) == MANY)
+    carrier._fewest_idle = MANY  # as it is when it is looked at, ten to twenty seconds later
+    carrier._loop.run_callback(carrier._trim)
+    yield until(lambda: not carrier.workers)
+
+
 def storm() -> Any:
     """8 threads that have the reactor call something, all the time."""
     pool = NativeThreadPool(8)
@@ -257,7 +277,10 @@ def storm() -> Any:
     return threads.addCallback(ended).addCallback(are_all_called)
 
 
-LOADS = (ready_at_once, giving_way, timeouts, later_calls, hub_timers, sleepers, storm)
+LOADS = (
+    *(ready_at_once, giving_way, timeouts, later_calls, hub_timers, sleepers, idle_workers),
+    storm,
+)
 
 
 @inlineCallbacks

@@ -16,7 +16,7 @@ if ON_LIBUV:  # where nothing comes between timers that are due at once
     BOUNDS |= {"hub_timers": (5000, 5000), "sleepers": (5000, 5000)}
 
 
-ALIVE = ["ready_at_once", "timeouts", "sleepers"]
+ALIVE = ["ready_at_once", "timeouts", "sleepers", "idle_workers"]
 """Those with many objects."""
 LOADS = [*ALIVE, "giving_way", "later_calls", "hub_timers", "storm"]
 

@@ -198,6 +198,8 @@ class GreenletCarrier:
         self._next_round: Any = None
         self._trimmer: Any = None
         self._fewest_idle = 0
+        self._going: list[Worker] = []
+        self._next_going: Any = None
 
     def start(self, call: Job) -> None:
         self.ready.append(call)
@@ -244,13 +246,31 @@ class GreenletCarrier:
                 self._trimmer.start(self._trim)
 
     def _trim(self) -> None:
-        """Let go of the workers that were idle all the time since the last look."""
+        """Let go of workers that were idle all the time since the last look. Runs in the hub."""
         idle = self.idle
-        going, idle[:] = idle[: self._fewest_idle], idle[self._fewest_idle :]
+        self._going += idle[: self._fewest_idle]
+        del idle[: self._fewest_idle]
         self._fewest_idle = len(idle)
-        for worker in going:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """A hundred thousand of them take most of a second: they go a slice of time at once."""
+        going = self._going
+        until = monotonic() + SLICE
+        while going:
+            worker = going.pop()
             worker.retired = True
             worker.switch()
+            if monotonic() >= until:
+                break
+        if going:
+            if self._next_going is None:
+                self._next_going = self._loop.timer(0.0)
+            self._next_going.start(self._let_go, update=True)
+            return
+        if self._next_going is not None:
+            self._next_going.close()
+            self._next_going = None
         if not self.workers:
             self._trimmer.close()
             self._trimmer = None
