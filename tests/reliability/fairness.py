@@ -74,18 +74,21 @@ class Ticker:
         clocks += (time.process_time,)
 
     def __init__(self) -> None:
-        self.worst = self.worst_with_pauses = 0.0
+        self.worst = self.worst_with_pauses = self.ran = 0.0
         self.ticks = 0
         self.arm(0)
 
     def arm(self, seconds: float) -> None:
         self.due, self.collected = [now() + seconds for now in self.clocks], collector.seconds
+        self.has_run = time.thread_time()
 
     def look(self) -> None:
         """How late it is if this is its tick, or if it has still to wait for that."""
         late = min(now() - due for now, due in zip(self.clocks, self.due, strict=True))
         self.worst_with_pauses = max(self.worst_with_pauses, late)
-        self.worst = max(self.worst, late - (collector.seconds - self.collected))
+        late -= collector.seconds - self.collected
+        if late > self.worst:
+            self.worst, self.ran = late, time.thread_time() - self.has_run
 
     def tick(self) -> None:
         self.look()
@@ -307,6 +310,9 @@ def main(load: str) -> Generator[Any, Any, None]:
                     round(1000 * each.worst_with_pauses) for each in (reactors, greenlets)
                 ],
                 "longest_pause": round(1000 * collector.longest),
+                # For how long our thread has run until the worst tick, since the one before that:
+                # who was late for longer was held up by something else.
+                "ran": [round(1000 * each.ran) for each in (reactors, greenlets)],
             }
         )
     )
