@@ -991,18 +991,24 @@ class TestWorkers:
             gevent.sleep(0.001)
         monkeypatch.setattr(greenlets, "SLICE", 0.0)
         left: list[int] = []
+        timers: list[Any] = []
 
-        def let_go() -> None:
+        def let_go(going: Any) -> None:
             left.append(carrier.workers)
-            greenlets.GreenletCarrier._let_go(carrier)
+            greenlets.GreenletCarrier._let_go(carrier, going)
+
+        def timer(*args: Any, **options: Any) -> Any:
+            timers.append(loop.timer(*args, **options))
+            return timers[-1]
 
         carrier._let_go = let_go
+        loop, carrier._loop = carrier._loop, types.SimpleNamespace(timer=timer)
         carrier._fewest_idle = 3
-        gevent.get_hub().loop.run_callback(carrier._trim)
+        loop.run_callback(carrier._trim)
         while carrier._trimmer is not None:
             gevent.sleep(0.001)
         assert left == [3, 2, 1]
-        assert carrier._next_going is None
+        assert [each.active for each in timers] == [False, False]
 
 
 class TestWorker:

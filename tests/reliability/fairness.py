@@ -280,12 +280,6 @@ def storm() -> Any:
     return threads.addCallback(ended).addCallback(are_all_called)
 
 
-LOADS = (
-    *(ready_at_once, giving_way, timeouts, later_calls, hub_timers, sleepers, idle_workers),
-    storm,
-)
-
-
 @inlineCallbacks
 def main(load: str) -> Generator[Any, Any, None]:
     if "collected" not in sys.argv[3:]:

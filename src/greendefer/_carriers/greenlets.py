@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from .._errors import failed_with
-from .._reactor.loops import is_destroyed
+from .._reactor.loops import in_next_round, is_destroyed
 from .._reactor.wait import SLICE
 
 if TYPE_CHECKING:
@@ -195,11 +195,8 @@ class GreenletCarrier:
         self.ready: deque[Job] = deque()
         self._scheduled = False
         self.until: float = 0.0
-        self._next_round: Any = None
         self._trimmer: Any = None
         self._fewest_idle = 0
-        self._going: list[Worker] = []
-        self._next_going: Any = None
 
     def start(self, call: Job) -> None:
         self.ready.append(call)
@@ -233,14 +230,7 @@ class GreenletCarrier:
             self._fewest_idle = min(self._fewest_idle, len(idle))
             self._scheduled = bool(self.ready)
             if self.ready:
-                # A callback would run before the hub polls again; a timer lets it go round first.
-                if self._next_round is None:
-                    self._next_round = self._loop.timer(0.0)
-                self._next_round.start(self._dispatch, update=True)
-            elif self._next_round is not None:
-                # A pool may be forgotten, and libuv has a pointer to what is not closed then.
-                self._next_round.close()
-                self._next_round = None
+                in_next_round(self._loop, self._dispatch)
             if self._trimmer is None:
                 self._trimmer = self._loop.timer(TRIM_SECONDS, TRIM_SECONDS, ref=False)
                 self._trimmer.start(self._trim)
@@ -248,14 +238,12 @@ class GreenletCarrier:
     def _trim(self) -> None:
         """Let go of workers that were idle all the time since the last look. Runs in the hub."""
         idle = self.idle
-        self._going += idle[: self._fewest_idle]
-        del idle[: self._fewest_idle]
+        going, idle[:] = idle[: self._fewest_idle], idle[self._fewest_idle :]
         self._fewest_idle = len(idle)
-        self._let_go()
+        self._let_go(going)
 
-    def _let_go(self) -> None:
+    def _let_go(self, going: list[Worker]) -> None:
         """A hundred thousand of them take most of a second: they go a slice of time at once."""
-        going = self._going
         until = monotonic() + SLICE
         while going:
             worker = going.pop()
@@ -264,14 +252,8 @@ class GreenletCarrier:
             if monotonic() >= until:
                 break
         if going:
-            if self._next_going is None:
-                self._next_going = self._loop.timer(0.0)
-            self._next_going.start(self._let_go, update=True)
-            return
-        if self._next_going is not None:
-            self._next_going.close()
-            self._next_going = None
-        if not self.workers:
+            in_next_round(self._loop, self._let_go, going)
+        elif not self.workers:
             self._trimmer.close()
             self._trimmer = None
 

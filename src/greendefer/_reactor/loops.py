@@ -25,6 +25,22 @@ def for_timer(loop: Any, seconds: float) -> float:
     return seconds if is_libev(loop) or not seconds else (ceil(seconds * 1000) + 0.5) / 1000
 
 
+def in_next_round(loop: Any, f: Callable[..., object], *args: Any) -> None:
+    """Call ``f(*args)`` in the loop, once that has polled: a callback would run before. From the
+    loop's own thread.
+
+    The timer is closed as it rings: whoever asked may be forgotten, and libuv has a pointer to
+    what is not closed.
+    """
+    timer = loop.timer(0.0)
+
+    def ring() -> None:
+        timer.close()
+        f(*args)
+
+    timer.start(ring, update=True)
+
+
 class LoopInbox:
     """What other threads want a hub to call.
 
