@@ -69,24 +69,32 @@ class TestEveryKind:
         )
 
     def test_calls_from_a_thread_before_it_runs(self, kind: str, run_program: Any) -> None:
-        """They are kept, however many (more than greendefer.geventasyncioreactor.BACKLOG), and in
-        their order."""
+        """They are kept, however many, and in their order. The thread waits for others with each
+        that is too many; the reactor's own does not."""
         run_program(
             f"""
             import gevent, greendefer
+            from greendefer._reactor import green
+            from greendefer._reactor.wait import get_thread_ident as this_thread
             greendefer.install({kind!r})
             from twisted.internet import reactor
-            got = []
+            got, slept = [], []
+            sleep = green.native_sleep
+            green.native_sleep = lambda seconds: (slept.append(this_thread()), sleep(seconds))
 
             def thread():
-                for n in range(1500):
+                for n in range(green.BACKLOG + 500):
                     reactor.callFromThread(got.append, n)
-                reactor.callFromThread(reactor.callLater, 0, reactor.stop)
+                return this_thread()
 
-            gevent.get_hub().threadpool.apply(thread)
+            other = gevent.get_hub().threadpool.apply(thread)
+            assert slept == [other] * 500, slept
             assert got == []
+            reactor.callFromThread(got.append, "ours")
+            reactor.callFromThread(reactor.callLater, 0, reactor.stop)
             reactor.run()
-            assert got == [*range(1500)], got
+            assert got == [*range(green.BACKLOG + 500), "ours"], got
+            assert len(slept) == 500
             """
         )
 

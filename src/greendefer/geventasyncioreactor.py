@@ -24,7 +24,6 @@ from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import installReactor
 from twisted.python import log
 
-from ._carriers.native import native_sleep
 from ._errors import shown
 from ._patched import original
 from ._reactor.dispatch import call_with_logger
@@ -44,15 +43,6 @@ if TYPE_CHECKING:
     from selectors import DefaultSelector as _StockSelector
 else:
     _StockSelector = _stock_selector()
-
-BACKLOG = 1000
-"""How many calls from threads may wait, before each further one has its thread let go of Python's
-lock. Nothing else there asks the system for anything: threads that do nothing but call add more in
-their 5 ms than the reactor's can run in its own."""
-
-PAUSE = 1e-6
-"""Seconds for which it sleeps then: with none, Python 3.10 is back before anybody else is there (it
-asks ``select()``, which does not wait then, where later ones ask ``clock_nanosleep()``)."""
 
 
 class GreenSelector(_StockSelector):
@@ -202,15 +192,16 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
         # Twisted's makes a timer of each: in a storm of them from threads, each turn of the loop
         # took a second. Its other reactors have this queue, which one turn runs as far as it was.
         self.threadCallQueue.append((f, args, kwargs))
-        if len(self.threadCallQueue) > BACKLOG and not self.cooperative_wait.is_this_thread():
-            native_sleep(PAUSE)
+        is_from_elsewhere = not self.cooperative_wait.is_this_thread()
         if not self._posted:
             self._posted = True
-            if self.cooperative_wait.is_this_thread():
+            if is_from_elsewhere:
+                self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
+            else:
                 # In our own thread, asyncio's pipe is too much.
                 self._asyncioEventloop.call_soon(self._run_thread_calls)
-            else:
-                self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
+        if is_from_elsewhere:
+            self._hold_back()
 
     _posted = False
 
