@@ -22,12 +22,14 @@ class Lines(LineReceiver):
     def __init__(self) -> None:
         self.gates: dict[bytes, Event] = {}
         self.log: list[bytes] = []
+        self.begun = Event()
         self.lost = Event()
 
     @greendefer.in_order
     def lineReceived(self, line: bytes) -> None:
         """What a line does."""
         self.log.append(b"+" + line)
+        self.begun.set()
         if line in self.gates:
             self.gates[line].wait()
         if line == b"bad":
@@ -57,7 +59,8 @@ def test_calls_of_one_object_run_one_after_the_other(connect: Any, in_reactor: A
     lines, transport = connect(a=gate)
     assert in_reactor(lines.dataReceived, b"a\nb\nc\n") is None
     in_reactor(lines.connectionLost)
-    in_reactor(gevent.getcurrent)
+    assert lines.begun.wait(10)
+    gevent.sleep(0.01)  # what others would need to begin, too
     assert lines.log == [b"+a"]
     gate.set()
     assert lines.lost.wait(10)
