@@ -431,13 +431,13 @@ class HeldMailbox:
         return self.items.get(timeout=20)
 
 
-NativeQueue: Any = threads.SimpleQueue
+NativeQueue: Any = native.Mailbox
 
 
 @pytest.fixture
 def mailboxes(monkeypatch: pytest.MonkeyPatch) -> list[HeldMailbox]:
     HeldMailbox.made = []
-    monkeypatch.setattr(threads, "SimpleQueue", HeldMailbox)
+    monkeypatch.setattr(threads, "Mailbox", HeldMailbox)
     return HeldMailbox.made
 
 

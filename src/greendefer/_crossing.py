@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from _queue import Empty, SimpleQueue
+from _queue import Empty
 from collections.abc import Callable
 from contextvars import copy_context
 from inspect import iscoroutine
@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from ._admission import Call, add_both, cancel_quietly, current_call, is_deferred, is_failure
 from ._bridge import refuse_to_wait_in, runtime_to_wait_in, wait_in
 from ._carriers.greenlets import Kill
+from ._carriers.native import Mailbox
 from ._deadlines import LONGEST_SLEEP
 from ._errors import CallTimeout, GreendeferError, WouldDeadlock, failed_with
 from ._lending import borrower_of, wait_begins, wait_ends
@@ -237,7 +238,7 @@ class _NativeSleeper:
     """The whole thread sleeps."""
 
     def __init__(self) -> None:
-        self._wakes: SimpleQueue[Any] = SimpleQueue()
+        self._wakes: Mailbox = Mailbox()
 
     def wake(self) -> None:
         self._wakes.put(None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from _queue import Empty, SimpleQueue
+from _queue import Empty
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from time import monotonic
 from typing import Any, Protocol
 
-from ._carriers.native import IDLE_SECONDS, allocate_lock, start_thread
+from ._carriers.native import IDLE_SECONDS, Mailbox, allocate_lock, start_thread
 from ._reactor.loops import for_timer
 from ._reactor.wait import SLICE
 
@@ -75,7 +75,7 @@ class ThreadTimer:
         self._call_soon = call_soon
         self._call_later = call_later
         self._lock = allocate_lock()
-        self._wake: SimpleQueue[Any] = SimpleQueue()
+        self._wake: Mailbox = Mailbox()
         self._when: float | None = None
         self._f: Callable[[], object]
         self._runs = False
@@ -102,7 +102,7 @@ class ThreadTimer:
 
     def forked(self) -> None:
         self._lock = allocate_lock()  # the thread, which is the parent's alone, may have had it
-        self._wake = SimpleQueue()
+        self._wake = Mailbox()
         self._runs = False
         when, self._when = self._when, None
         if when is not None:

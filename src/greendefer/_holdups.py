@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from _queue import Empty, SimpleQueue
+from _queue import Empty
 from time import monotonic
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from ._carriers.greenlets import Worker
-from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, start_thread
+from ._carriers.native import ENDING_SECONDS, IDLE_SECONDS, Mailbox, start_thread
 from ._deadlines import LONGEST_SLEEP
 from ._errors import shown
 from ._policy import check_seconds
@@ -69,8 +69,8 @@ class HoldupWatch:
 
     def __init__(self, runtime: GreenRuntime) -> None:
         self._runtime = runtime
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._inbox: Mailbox = Mailbox()
+        self._answers: Mailbox = Mailbox()
         self._stopped = False
         self._out: tuple[int, float] | None = None
         self._join: Callable[[float], object] | None = None
@@ -95,7 +95,7 @@ class HoldupWatch:
 
     def forked(self) -> None:
         """This is a child process, without the thread."""
-        self._inbox = SimpleQueue()
+        self._inbox = Mailbox()
         self._join = None
         self._runs = False
         self.asleep = True
@@ -155,7 +155,7 @@ class HoldupWatch:
 
     def _knock(self, threshold: float) -> None:
         knocked_at = monotonic()
-        answers: SimpleQueue[Any] = SimpleQueue()
+        answers: Mailbox = Mailbox()
         self._answers = answers
         if self._stopped:
             return

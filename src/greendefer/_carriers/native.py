@@ -1,16 +1,18 @@
 """The operating system's own threads, also where ``gevent.monkey`` has put greenlets in their
 place.
 
-The mailbox of a thread is ``_queue.SimpleQueue``: in C, on the platform's locks, and not the name
-that gevent patches, which is that of the module above it. Its timeouts are on a monotonic clock
-(from Python 3.11: 3.10 waits by the wall clock where the platform has no other way).
+Timeouts are on a monotonic clock (from Python 3.11: 3.10 waits by the wall clock where the platform
+has no other way).
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from _queue import Empty
+from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from gevent._hub_local import get_hub_if_exists
@@ -29,6 +31,43 @@ _start: Callable[[Callable[[], None], tuple[()]], object] = original("_thread", 
 
 ENDING_SECONDS = 1.0
 """How long the reactor, when it stops, waits for threads that have nothing left to do."""
+
+
+class Mailbox:
+    """What one thread takes, and any thread puts there.
+
+    Not a ``SimpleQueue``: until Python 3.13, a signal in whose course its timeout runs out has
+    ``get()`` go on with what is left, which is less than nothing, and so for ever. Locks look at
+    that (``acquire_timed()`` in Modules/_threadmodule.c, and ``_queue_SimpleQueue_get_impl()`` in
+    Modules/_queuemodule.c).
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[Any] = deque()
+        self._awake = allocate_lock()  # it is free if there may be something
+        self._awake.acquire()
+
+    def put(self, item: Any) -> None:
+        self._items.append(item)
+        # If it is free, whoever takes is about to look, and has not done so since.
+        try:
+            self._awake.release()
+        except RuntimeError:
+            pass
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Take the next item, and wait for it as long as `timeout` seconds.
+
+        :raises Empty: there is none.
+        """
+        items = self._items
+        until = None if timeout is None else monotonic() + timeout
+        while not items:
+            if until is None:
+                self._awake.acquire()
+            elif not self._awake.acquire(timeout=max(0.0, until - monotonic())) and not items:
+                raise Empty
+        return items.popleft()
 
 
 def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:

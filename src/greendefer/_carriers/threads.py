@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _queue import Empty, SimpleQueue
+from _queue import Empty
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from .._errors import GreendeferError, failed_with
 from . import Job, WorkItem
-from .native import ENDING_SECONDS, IDLE_SECONDS, start_thread
+from .native import ENDING_SECONDS, IDLE_SECONDS, Mailbox, start_thread
 
 if TYPE_CHECKING:
     from .._admission import Call
@@ -83,7 +83,7 @@ class _Thread:
 
     def __init__(self, carrier: ThreadCarrier, item: WorkItem) -> None:
         self._carrier = carrier
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._inbox: Mailbox = Mailbox()
         self._inbox.put(item)
         # Whoever takes it decides: the reactor's thread, that there is one more call to run; this
         # one, that it was idle for long enough.
@@ -155,7 +155,7 @@ class PinnedThreadCarrier:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._inbox: Mailbox = Mailbox()
 
     def start(self, call: Job) -> None:
         self._inbox.put(WorkItem(self._runtime, call))

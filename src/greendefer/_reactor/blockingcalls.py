@@ -8,7 +8,7 @@ other thread can wake it safely.
 from __future__ import annotations
 
 import sys
-from _queue import SimpleQueue  # as in .._carriers.native
+from _queue import SimpleQueue  # in C: gevent patches the name in the module above it
 from types import SimpleNamespace
 from typing import Any
 
