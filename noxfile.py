@@ -155,6 +155,17 @@ def reliability(session: nox.Session) -> None:
 
 
 @nox.session
+def jitter(session: nox.Session) -> None:
+    """The tests, while their processes are stopped and continued at random, as busy machines do."""
+    install(session, "test")
+    # These measure what is the machine's then: how late somebody is, how often he is woken.
+    args = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
+    args.append("--deselect=tests/test_lifecycle.py::test_an_idle_reactor_sleeps")
+    for pytest in ("-m", "pytest"), ("-m", "gevent.monkey", "--module", "pytest"):
+        session.run("python", "tests/reliability/jitter.py", *pytest, *args, *session.posargs)
+
+
+@nox.session
 def audit(session: nox.Session) -> None:
     """Known holes in what is installed with greendefer, extras included."""
     session.install("pip-audit")
