@@ -19,6 +19,9 @@ ON_PSYCOPG3 = [
     f"tests/systems/test_{name}.py"
     for name in ("django", "django_native", "doctor", "psycopg", "wsgi")
 ]
+BOTH_WAYS = ("-m", "pytest"), ("-m", "gevent.monkey", "--module", "pytest")
+# These have bounds in time and memory, for programs that nobody traces, stops or slows down.
+BOUNDED = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
 LOOPS = {"libev": "libev-cext", "libuv": "libuv"}  # as GEVENT_LOOP has them
 
 
@@ -31,8 +34,8 @@ def install(session: nox.Session, *groups: str, args: Sequence[str] = ()) -> Non
 def tests(session: nox.Session) -> None:
     """The tests, unpatched and then under gevent.monkey.patch_all()."""
     install(session, "test")
-    session.run("python", "-m", "pytest", *session.posargs)
-    session.run("python", "-m", "gevent.monkey", "--module", "pytest", *session.posargs)
+    for pytest in BOTH_WAYS:
+        session.run("python", *pytest, *session.posargs)
 
 
 @nox.session
@@ -54,8 +57,8 @@ def versions(session: nox.Session, dependencies: str, loop: str) -> None:
     install(session, "test", args=needed(dependencies))
     session.run("python", "-m", "pip", "list")
     env = {"GEVENT_LOOP": LOOPS[loop]}
-    session.run("python", "-m", "pytest", *session.posargs, env=env)
-    session.run("python", "-m", "gevent.monkey", "--module", "pytest", *session.posargs, env=env)
+    for pytest in BOTH_WAYS:
+        session.run("python", *pytest, *session.posargs, env=env)
 
 
 def needed(which: str) -> list[str]:
@@ -81,10 +84,8 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "erase")
     measured = ("coverage", "run", "-m")
     patched = (*measured, "gevent.monkey", "--module")
-    # These have bounds in time and memory, which are for programs that nobody traces.
-    bounded = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
-    # And this one interrupts a loop that does nothing else, which is then the tracer's.
-    bounded.append("--deselect=tests/test_programs.py::TestInterrupt::")
+    # This one interrupts a loop that does nothing else, which is then the tracer's.
+    bounded = [*BOUNDED, "--deselect=tests/test_programs.py::TestInterrupt::"]
     # This one counts on what nobody has being gone at once, and a tracer keeps it for longer.
     bounded.append("--deselect=tests/test_testing.py::TestInlineIterators::test_half_of_it")
     # Dask's workers, traced, take so long to come back that it gives up on a call.
@@ -150,7 +151,7 @@ def reliability(session: nox.Session) -> None:
         session.run("python", "tests/reliability/chaos.py", "1000000")
         session.run("python", "tests/reliability/chaos.py", "1000000", "patched")
         posargs += ["-o", "faulthandler_timeout=7200"]
-    for pytest in ("-m", "pytest"), ("-m", "gevent.monkey", "--module", "pytest"):
+    for pytest in BOTH_WAYS:
         session.run("python", *pytest, "tests/reliability", *posargs, env=env)
 
 
@@ -158,10 +159,9 @@ def reliability(session: nox.Session) -> None:
 def jitter(session: nox.Session) -> None:
     """The tests, while their processes are stopped and continued at random, as busy machines do."""
     install(session, "test")
-    # These measure what is the machine's then: how late somebody is, how often he is woken.
-    args = [f"--ignore=tests/reliability/test_{name}.py" for name in ("chaos", "fairness")]
-    args.append("--deselect=tests/test_lifecycle.py::test_an_idle_reactor_sleeps")
-    for pytest in ("-m", "pytest"), ("-m", "gevent.monkey", "--module", "pytest"):
+    # This one counts how often it is woken, which is here all the time.
+    args = [*BOUNDED, "--deselect=tests/test_lifecycle.py::test_an_idle_reactor_sleeps"]
+    for pytest in BOTH_WAYS:
         session.run("python", "tests/reliability/jitter.py", *pytest, *args, *session.posargs)
 
 
