@@ -192,16 +192,14 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
         # Twisted's makes a timer of each: in a storm of them from threads, each turn of the loop
         # took a second. Its other reactors have this queue, which one turn runs as far as it was.
         self.threadCallQueue.append((f, args, kwargs))
-        is_from_elsewhere = not self.cooperative_wait.is_this_thread()
+        self._hold_back()
         if not self._posted:
             self._posted = True
-            if is_from_elsewhere:
-                self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
-            else:
+            if self.cooperative_wait.is_this_thread():
                 # In our own thread, asyncio's pipe is too much.
                 self._asyncioEventloop.call_soon(self._run_thread_calls)
-        if is_from_elsewhere:
-            self._hold_back()
+            else:
+                self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
 
     _posted = False
 

@@ -186,7 +186,7 @@ class GreenReactor(WritesFirst, _Base):
 
     def _hold_back(self) -> None:
         """Have a thread that calls faster than the reactor can run it wait for others."""
-        if len(self.threadCallQueue) > BACKLOG:
+        if len(self.threadCallQueue) > BACKLOG and not self.cooperative_wait.is_this_thread():
             native_sleep(PAUSE)
 
     def callLater(
