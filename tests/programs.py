@@ -86,8 +86,9 @@ def run_python(
         process.send_signal(signal.SIGABRT)
         try:
             out, err = process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            out = err = "(A child of its own holds its output.)"
+        except subprocess.TimeoutExpired as e:
+            # A child of its own holds its output; what is there says where it hung.
+            out, err = ((each or b"").decode(errors="replace") for each in (e.output, e.stderr))
         raise AssertionError(f"It hung.\n{out}{err}") from None
     finally:
         process.kill()

@@ -651,6 +651,39 @@ def test_what_a_closed_pool_made_ends_before_python_does(last: str, run_program:
     ).stdout.index("looked")
 
 
+@pytest.mark.skipif(PATCHED, reason="patched, the executor's own threads are greenlets")
+def test_a_pool_that_has_just_broken_ends_before_python_does(run_program: Any) -> None:
+    """Its manager, too, may close what Python is about to wake it by."""
+    run_program(
+        """
+        import multiprocessing, signal, threading, time
+        from concurrent.futures import ProcessPoolExecutor, process
+        import greendefer
+        greendefer.install()
+
+        terminate = process._ExecutorManagerThread.terminate_broken
+        def slowly(self, cause):
+            managers.append(self)
+            terminate(self, cause)
+            time.sleep(0.5)
+        process._ExecutorManagerThread.terminate_broken = slowly
+
+        managers = []
+        def look():
+            assert managers and not managers[0].is_alive(), managers
+            print("looked")
+        threading._register_atexit(look)  # see above
+        executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+        async def main():
+            pool = greendefer.ExecutorPool(executor, 1)
+            got = await error_of(pool.submit(signal.raise_signal, signal.SIGKILL))
+            assert type(got) is greendefer.ExecutorFailed, got
+        go(main)
+        """
+    ).stdout.index("looked")
+
+
 WORK = """
 import os, signal, time
 

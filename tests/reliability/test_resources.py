@@ -939,6 +939,50 @@ def test_a_loop_that_is_destroyed_with_an_alarm_and_a_child(
     )
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
+def test_a_child_that_ends_as_the_loop_is_destroyed(
+    loop: str, when: str, run_program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGCHLD came to the loop that has gone, or to nobody; and there are no pipes that would say
+    that the child has closed them."""
+    monkeypatch.setenv("GEVENT_LOOP", loop)
+    run_program(
+        """
+        import os, sys
+        import gevent, greendefer
+        greendefer.install()
+        from twisted.internet import protocol, reactor
+
+        class Child(protocol.ProcessProtocol):
+            def processEnded(self, reason):
+                got.append(reason.value.exitCode)
+                reactor.crash()
+
+        def end():
+            reactor.spawnProcess(Child(), "/bin/true", ["true"], childFDs={})
+            (pid,) = process.reapProcessHandlers
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # the signal has been sent
+
+        def destroy():
+            if sys.argv[1] == "before":
+                end()
+            gevent.get_hub().destroy(destroy_loop=True)
+            if sys.argv[1] == "after":
+                end()
+
+        from twisted.internet import process
+        got = []
+        reactor.callLater(0, destroy)
+        reactor.run()
+        reactor.callLater(0, destroy)
+        reactor.run()
+        assert got == [0, 0], got
+        """,
+        args=[when],
+    )
+
+
 def test_a_hub_that_is_destroyed_in_a_thread(in_reactor: Any) -> None:
     """A native thread's hub goes while something waits for it."""
 

@@ -172,6 +172,7 @@ class ExecutorCarrier:
         if issubclass(type(error), BrokenExecutor) and type(error) is not ExecutorFailed:
             if executor is self._executor:
                 self._is_broken = self._can_replace
+            _will_end(executor)
             result = ExecutorFailed(
                 f"{call.name} may have run in part: a worker of {shown(executor)} has died "
                 f"({safe_str(error)}). "
@@ -215,12 +216,27 @@ class ExecutorCarrier:
 
 
 _ending: WeakSet[Any] = WeakSet()
-"""The managers of process pools that were shut down here: native threads, while they run."""
+"""The managers of process pools that were shut down here, or have broken: native threads, while
+they run."""
+
+
+def _will_end(executor: Any) -> None:
+    """Its manager ends by itself, and Python may end meanwhile: see :func:`_join_managers`."""
+    manager = _native_manager_of(executor)
+    if manager is not None and manager not in _ending:
+        _ending.add(manager)
+        call_when_python_ends(_join_managers, last=True)
+
+
+def _native_manager_of(executor: Any) -> Any:
+    if is_patched("threading"):
+        return None  # a greenlet
+    return getattr(executor, "_executor_manager_thread", None)
 
 
 def _shut_down(executor: Any) -> None:
-    manager = getattr(executor, "_executor_manager_thread", None)
-    if manager is not None and not is_patched("threading"):
+    manager = _native_manager_of(executor)
+    if manager is not None:
         _ending.add(manager)
     try:
         try:
@@ -310,6 +326,7 @@ def _submit_to(executor: Any, data: bytes) -> Future[Any]:
 
 
 def _terminate_all(executor: Any) -> None:
+    _will_end(executor)
     for process in _processes_of(executor):
         process.terminate()
 

@@ -83,6 +83,9 @@ class ChildExits:
         if self._loop is not None:
             self.uninstall()
             self.install()
+            # A loop that was destroyed takes with it that libev's handler has been called. And if
+            # that had the signal, nobody has it from then on until now.
+            self._reactor.callFromThread(process.reapAllProcesses)
 
     def exited(self, pid: int, status: int) -> None:
         """Somebody else has the status of a child. In the hub."""

@@ -17,7 +17,7 @@ from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
 from .._patched import original
-from .loops import LoopInbox, for_timer, is_libev
+from .loops import LoopInbox, for_timer, is_destroyed, is_libev
 
 #: The thread's own number, also where ``threading`` is patched to count greenlets as threads.
 get_thread_ident: Callable[[], int] = original("_thread", "get_ident")
@@ -152,7 +152,9 @@ class CooperativeWait:
         :data:`SLICE`, because ``activecnt`` misses watchers with ``ref=False`` and callbacks from
         other threads.
         """
-        if not self._is_busy or self._woken or self.loop.activecnt or self.loop.pendingcnt:
+        if not self._is_busy or self._woken or is_destroyed(self.loop):
+            return 0.0
+        if self.loop.activecnt or self.loop.pendingcnt:
             return 0.0
         if monotonic() - self._last_round >= SLICE:
             return 0.0
