@@ -939,10 +939,17 @@ def test_a_loop_that_is_destroyed_with_an_alarm_and_a_child(
     )
 
 
+@pytest.mark.parametrize("path", [None, "/"])  # with a path it is forked, and not spawned
+@pytest.mark.parametrize("kind", ["native", "asyncio"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("loop", ["libev-cext", "libuv"])
 def test_a_child_that_ends_as_the_loop_is_destroyed(
-    loop: str, when: str, run_program: Any, monkeypatch: pytest.MonkeyPatch
+    loop: str,
+    when: str,
+    kind: str,
+    path: str | None,
+    run_program: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGCHLD came to the loop that has gone, or to nobody; and there are no pipes that would say
     that the child has closed them."""
@@ -951,35 +958,36 @@ def test_a_child_that_ends_as_the_loop_is_destroyed(
         """
         import os, sys
         import gevent, greendefer
-        greendefer.install()
+        kind, when, path = sys.argv[1:]
+        greendefer.install(kind)
         from twisted.internet import protocol, reactor
 
         class Child(protocol.ProcessProtocol):
             def processEnded(self, reason):
-                got.append(reason.value.exitCode)
+                got.append(reason.value.signal)
                 reactor.crash()
 
         def end():
-            reactor.spawnProcess(Child(), "/bin/true", ["true"], childFDs={})
-            (pid,) = process.reapProcessHandlers
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # the signal has been sent
+            command = "/bin/sleep", ["sleep", "3600"]
+            child = reactor.spawnProcess(Child(), *command, path=path or None, childFDs={})
+            child.signalProcess("KILL")
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # the signal has been sent
 
         def destroy():
-            if sys.argv[1] == "before":
+            if when == "before":
                 end()
             gevent.get_hub().destroy(destroy_loop=True)
-            if sys.argv[1] == "after":
+            if when == "after":
                 end()
 
-        from twisted.internet import process
         got = []
         reactor.callLater(0, destroy)
         reactor.run()
         reactor.callLater(0, destroy)
         reactor.run()
-        assert got == [0, 0], got
+        assert got == [9, 9], got
         """,
-        args=[when],
+        args=[kind, when, path or ""],
     )
 
 

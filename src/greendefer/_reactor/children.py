@@ -63,6 +63,8 @@ class ChildExits:
         """Twisted has a new child; ``None``: that has ended already."""
         if self._loop is None or is_libev(self._loop) or pid is None:
             return
+        if is_destroyed(self._loop):
+            return  # the next one is told of all
         for each in self._watchers.keys() - process.reapProcessHandlers.keys():
             self._watchers.pop(each).close()
         self._watchers[pid] = _LibuvWatcher(self._loop, pid, self.exited)
@@ -80,12 +82,16 @@ class ChildExits:
 
     def moved(self) -> None:
         """The reactor waits in another hub than before."""
-        if self._loop is not None:
-            self.uninstall()
-            self.install()
-            # A loop that was destroyed takes with it that libev's handler has been called. And if
-            # that had the signal, nobody has it from then on until now.
+        left = self._loop
+        if left is None:
+            return
+        self.uninstall()
+        self.install()
+        if is_destroyed(left):
+            # What it had heard of, or would have, nobody hears of now. (asyncio has decided by now
+            # how long it waits, and what it is asked to call does not change that.)
             self._reactor.callFromThread(process.reapAllProcesses)
+            self._reactor.cooperative_wait.wake()
 
     def exited(self, pid: int, status: int) -> None:
         """Somebody else has the status of a child. In the hub."""
