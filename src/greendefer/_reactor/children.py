@@ -82,14 +82,12 @@ class ChildExits:
 
     def moved(self) -> None:
         """The reactor waits in another hub than before."""
-        left = self._loop
-        if left is None:
-            return
-        self.uninstall()
-        self.install()
-        if is_destroyed(left):
-            # What it had heard of, or would have, nobody hears of now. (asyncio has decided by now
-            # how long it waits, and what it is asked to call does not change that.)
+        if self._loop is not None:
+            self.uninstall()
+            self.install()
+            # What a loop that is destroyed had heard of, or would have, nobody hears of now.
+            # (asyncio has decided by now how long it waits, and what it is asked to call does not
+            # change that.)
             self._reactor.callFromThread(process.reapAllProcesses)
             self._reactor.cooperative_wait.wake()
 
