@@ -221,23 +221,16 @@ they run."""
 
 
 def _will_end(executor: Any) -> None:
-    """Its manager ends by itself, and Python may end meanwhile: see :func:`_join_managers`."""
-    manager = _native_manager_of(executor)
-    if manager is not None and manager not in _ending:
-        _ending.add(manager)
-        call_when_python_ends(_join_managers, last=True)
-
-
-def _native_manager_of(executor: Any) -> Any:
-    if is_patched("threading"):
-        return None  # a greenlet
-    return getattr(executor, "_executor_manager_thread", None)
+    """Its manager ends now, and Python may end meanwhile: see :func:`_join_managers`."""
+    manager = getattr(executor, "_executor_manager_thread", None)
+    if manager is None or is_patched("threading") or manager in _ending:
+        return
+    _ending.add(manager)
+    call_when_python_ends(_join_managers, last=True)
 
 
 def _shut_down(executor: Any) -> None:
-    manager = _native_manager_of(executor)
-    if manager is not None:
-        _ending.add(manager)
+    _will_end(executor)
     try:
         try:
             executor.shutdown(wait=False, cancel_futures=True)
