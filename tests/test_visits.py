@@ -168,8 +168,10 @@ def test_results_that_come_while_the_reactor_takes_a_turn(run_main: Any) -> None
     )
 
 
-def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any) -> None:
-    """Also when there is something to read, which only the reactor will."""
+@pytest.mark.parametrize("asks", ["pass", "reactor.callLater(0, lambda: None)"])
+def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any, asks: str) -> None:
+    """Also when there is something to read, which only the reactor will, and when it has asked
+    the reactor for a turn before."""
     run_main(
         """
         from twisted.internet import protocol
@@ -187,6 +189,7 @@ def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any) -> None:
             client = await greendefer.defer_to_greenlet(gevent.socket.create_connection, address)
             await deferLater(reactor, 0.01)
             await call()
+            ASKS
             client.send(b"x")
             rounds = []
             counter = gevent.get_hub().loop.check(ref=False)
@@ -200,5 +203,5 @@ def test_a_callback_that_waits_leaves_the_hub_asleep(run_main: Any) -> None:
             await port.stopListening()
 
         go(main)
-        """
+        """.replace("ASKS", asks)
     )

@@ -281,9 +281,10 @@ class CooperativeWait:
         if parked is not None:
             self._parked = None
             parked.switch()
-        elif self._has_visit and not self._woken:
+        elif self._has_visit:
             # The visitor waits for something, which it should not. Meanwhile nobody takes what is
-            # ready, and the hub would say so again and again.
+            # ready, and the hub would say so again and again: also where the reactor is to take
+            # its turn after that anyway.
             self._woken = True
             for watcher in self._watchers or self._each:
                 watcher.stop()
