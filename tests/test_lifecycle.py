@@ -421,10 +421,11 @@ class TestTwistd:
         finally:
             pid = int((tmp_path / "pid").read_text())
             os.kill(pid, signal.SIGTERM)
-            while (tmp_path / "pid").exists():  # it removes that at the very end
+            # It removes its pid file, and says that after it (run() in twisted/application/app.py).
+            while "Server Shut Down" not in (tmp_path / "log").read_text():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-        assert "Server Shut Down" in (tmp_path / "log").read_text()
+        assert not (tmp_path / "pid").exists()
 
 
 class TestSignals:
