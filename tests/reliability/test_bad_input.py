@@ -32,6 +32,7 @@ from greendefer import (
 from greendefer._admission import Call
 from greendefer._errors import shown
 from greendefer._pool import default_pool
+from greendefer._runtime import runtime_here
 from greendefer._wrapping import behaviour_of
 from greendefer.adbapi import GreenConnectionPool
 from greendefer.shutdown import set_shutdown_grace
@@ -203,7 +204,8 @@ def settled() -> Any:
         (shutdown._running, shutdown._ending),
         _holdups._threshold,
         len(the_reactor.getDelayedCalls()),
-        len(the_reactor.threadCallQueue),
+        # (An executor's thread may deliver once more after the call has ended.)
+        sum(f != runtime_here()._flush for f, *_ in list(the_reactor.threadCallQueue)),
         triggers(),
     )
 

@@ -375,9 +375,12 @@ def test_in_a_gunicorn_worker(how: str, tmp_path: Path) -> None:
                     gevent.sleep(0.01)
         worker = int(words[-1])
         told = time.monotonic()
-        if how == "Ctrl-C":
+        if how == "Ctrl-C":  # both have it before either does anything
+            os.kill(worker, signal.SIGSTOP)
             os.kill(worker, signal.SIGINT)
         process.send_signal(signal.SIGTERM if how in ("SIGTERM", "stop") else signal.SIGINT)
+        if how == "Ctrl-C":
+            os.kill(worker, signal.SIGCONT)
         assert process.wait(timeout=LIMIT) == 0
         assert seconds_since(told) < ends.GRACE
     assert (tmp_path / "exits").read_text() == f"{worker} 0\n"
@@ -461,10 +464,11 @@ class TestWithoutStop:
             import twisted.python._inotify  # it runs ldconfig, which gevent has the main thread do
             from gevent import monkey
 
-            # gevent's libuv loop wakes every 300 ms. A thread that wakes while Python exits is
-            # unwound, by pthread_exit(), wherever it is: in greenlet, or with malloc's lock. See
-            # docs/limits.md. This comes after what start_reactor() does at exit.
-            if {ON_LIBUV and stays}:
+            # A thread that runs while Python exits is unwound, by pthread_exit(), wherever it is:
+            # in greenlet, or with malloc's lock. See docs/limits.md. gevent's libuv loop wakes
+            # every 300 ms; and any may be on its way yet from telling that the reactor has ended
+            # to its next poll. This comes after what start_reactor() does at exit.
+            if {stays}:
                 atexit.register(lambda: (sys.stdout.flush(), os._exit(0)))
 
             thread = monkey.get_original("_thread", "start_new_thread")
@@ -745,18 +749,23 @@ def test_a_pool_that_is_closed_has_its_own_grace(run_program: Any) -> None:
     run_program(
         """
         import gevent, greendefer
+        from gevent.event import Event
         from greendefer.shutdown import set_shutdown_grace
         set_shutdown_grace(running=0.01, ending=20)
         greendefer.install()
         from twisted.internet import reactor
         pool = greendefer.GreenPool(2)
         events = []
+        killed = Event()
         def long():
-            gevent.sleep(0.2)
+            killed.wait()
             return "done"
+        def was_killed(failure):
+            events.append(failure.type)
+            killed.set()
         def main():
             pool.submit(long).addBoth(events.append)
-            greendefer.defer_to_greenlet(long).addErrback(lambda f: events.append(f.type))
+            greendefer.defer_to_greenlet(gevent.sleep, 3600).addErrback(was_killed)
             reactor.addSystemEventTrigger("before", "shutdown", pool.close, grace=3600)
             reactor.stop()
         reactor.callWhenRunning(main)

@@ -27,7 +27,6 @@ def are_in_time(load: str, *arguments: str) -> None:
     done = run_python(program, *arguments, *patched)
     report = json.loads(done.stdout)
     reactor, greenlet = BOUNDS.get(load, (BOUND, BOUND))
-    assert min(report["ticks"]) > 5, done.stdout
     assert report["reactor"] < reactor, done.stdout  # pytest would not show all of it
     assert report["greenlet"] < greenlet, done.stdout
 

@@ -114,7 +114,7 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
     """It takes several: wherever they end, the call fails, and none of them is left."""
     run_limited(
         f"""
-        import gc, gevent.subprocess, multiprocessing
+        import gc, gevent.subprocess, multiprocessing, time
         from concurrent.futures import ProcessPoolExecutor
         from twisted.internet.utils import getProcessValue
         spawn = multiprocessing.get_context("spawn")
@@ -145,9 +145,8 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
             return found
 
         async def nothing_is_left():
-            for _ in range(100):
-                if used() == before:
-                    return
+            until = time.monotonic() + 60  # processes end when they get to it
+            while used() != before and time.monotonic() < until:
                 await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
             assert used() == before, (used(), before)
 
@@ -591,6 +590,10 @@ NO_PROCESS = """
         assert type(e) is ExecutorFailed, e
         assert "refused it" in str(e) and why in str(e.__cause__), (e, e.__cause__)
 
+    async def no_process_is_left():
+        while multiprocessing.active_children():  # a fork server tells when it gets to it
+            await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+
     async def all_is_well(pool, workers):
         calls = [pool.submit(os.getpid) for _ in range(5)]
         assert os.getpid() not in [await call for call in calls]
@@ -631,7 +634,7 @@ class TestProcessesOfAnExecutor:
                 no_more_memory({after} if method == "fork" else 0)
                 for _ in range(3):
                     await is_refused(pool, "Cannot allocate memory")
-                    assert multiprocessing.active_children() == []
+                    await no_process_is_left()
                 memory_again()
                 await all_is_well(pool, 3)
                 if {mine}:
@@ -654,7 +657,7 @@ class TestProcessesOfAnExecutor:
                 no_threads({thread!r})
                 for _ in range(2):
                     await is_refused(pool, "can't start new thread")
-                    assert multiprocessing.active_children() == []
+                    await no_process_is_left()
                 memory_again()
                 await all_is_well(pool, 2)
             go(main)
@@ -708,7 +711,7 @@ class TestProcessesOfAnExecutor:
                 if not by_itself:
                     assert "its manager has failed" in str(e), e
                     assert "Cannot allocate memory" in str(e), e
-                assert multiprocessing.active_children() == []
+                await no_process_is_left()
                 memory_again()
                 await all_is_well(pool, 1)
                 assert len(made) == 2
@@ -851,9 +854,10 @@ def test_a_hub_that_is_destroyed_with_calls_in_flight(kind: str, run_program: An
             in_thread = threads.submit(released.acquire)
             in_both = threads.submit(waits_in_thread)
             late = greendefer.green_deferred(pool=threads, timeout=0.5)(never.acquire)()
-            turn = Deferred()
-            reactor.callLater(0.05, turn.callback, None)
-            await turn
+            while pool.stats().submitted < 7:  # then what `nests`, the last to begin, waits for is
+                turn = Deferred()
+                reactor.callLater(0.01, turn.callback, None)
+                await turn
             assert pool.stats().running == 4, pool.stats()
             cancelled.cancel()
             gevent.get_hub().destroy(destroy_loop=True)
