@@ -288,3 +288,35 @@ def test_the_log_context_and_the_log(run_main: Any) -> None:
         go(main)
         """
     )
+
+
+@pytest.mark.parametrize("where", ["greenlet", "callback"])
+def test_after_one_that_was_dropped(run_main: Any, where: str) -> None:
+    """A connection that is aborted loses what it had to write; the next one to write is asked for
+    all the same, while the reactor sleeps and nothing else wakes it."""
+    run_main(
+        """
+        async def main():
+            first, one = await connected()
+            second, other = await connected()
+            first.transport.write(b"dropped")
+            first.transport.abortConnection()
+            await WRITE
+            one.close()
+            other.close()
+
+        async def in_callback(server, client):
+            await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
+            server.transport.write(b"four")
+            await greendefer.defer_to_greenlet(gevent.socket.wait_read, client.fileno())
+
+        def in_greenlet(server, client):
+            def write():
+                gevent.sleep(0.01)
+                server.transport.write(b"four")
+                gevent.socket.wait_read(client.fileno())
+            return greendefer.defer_to_greenlet(write)
+
+        go(main)
+        """.replace("WRITE", f"in_{where}(second, other)")
+    )

@@ -36,15 +36,15 @@ class WritesFirst(_Base):
         # Those to be written to in this turn: False for one that was tried, and has some left.
         self._eager: dict[Any, bool] = {}
         self._patient: set[Any] = set()
-        self._is_asked_to_write = False
         super().__init__(*args)
 
     def _write_soon(self) -> None:
-        """Have :meth:`_write_eagerly` called in the reactor's greenlet, before it waits again."""
+        """Have :meth:`_write_eagerly` called in the reactor's greenlet, before it waits again. It
+        is asked for each write: what there was to write may be gone by then (``removeWriter()``),
+        and nobody called."""
         raise NotImplementedError
 
     def _write_eagerly(self) -> None:
-        self._is_asked_to_write = False
         contexts, log_context = contexts_here()
         eager = self._eager
         for writer in list(eager):
@@ -73,9 +73,7 @@ class WritesFirst(_Base):
         # whether its doWrite() may be called just so.
         if isinstance(writer, Connection) and writer.connected and writer not in self._patient:
             self._eager[writer] = True
-            if not self._is_asked_to_write:
-                self._is_asked_to_write = True
-                self._write_soon()
+            self._write_soon()
         else:
             super().addWriter(writer)
 
