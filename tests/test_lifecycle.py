@@ -486,6 +486,79 @@ class TestRun:
             """
         )
 
+    @pytest.mark.parametrize("where", ["here", "in a thread"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_while_it_runs(self, kind: str, where: str, run_program: Any) -> None:
+        """It is refused, and the one that runs goes on as before: with its children, too."""
+        run_program(
+            f"""
+            import greendefer
+            from gevent import monkey
+            greendefer.install({kind!r})
+            from twisted.internet import protocol, reactor
+            from twisted.internet.defer import Deferred
+            from twisted.internet.error import ReactorAlreadyRunning
+
+            class Child(protocol.ProcessProtocol):
+                def processEnded(self, reason):
+                    ended.callback(reason.value.exitCode)
+
+            def again():
+                try:
+                    reactor.run()
+                except Exception as e:
+                    reactor.callFromThread(refused.callback, type(e))
+
+            refused, ended = Deferred(), Deferred()
+
+            async def main():
+                if {where!r} == "here":
+                    again()
+                else:
+                    monkey.get_original("_thread", "start_new_thread")(again, ())
+                assert await refused is ReactorAlreadyRunning
+                assert await greendefer.defer_to_greenlet(len, "four") == 4
+                # Without pipes, only SIGCHLD tells of its end.
+                reactor.spawnProcess(Child(), "/bin/sh", ["sh", "-c", "exit 3"], childFDs={{}})
+                assert await ended == 3
+
+            go(main)
+            """
+        )
+
+    @pytest.mark.parametrize("kind", ["native", "select"])
+    def test_iterate_in_two_greenlets(self, kind: str, run_program: Any) -> None:
+        """Which of them is the reactor's is known also where they end in any order."""
+        run_program(
+            f"""
+            import gevent, greendefer
+            greendefer.install({kind!r})
+            from gevent.event import Event
+            from twisted.internet import reactor
+            begun, goes_on = [Event(), Event()], [Event(), Event()]
+            def wait(n):  # in the reactor's greenlet
+                begun[n].set()
+                goes_on[n].wait()
+            def iterate(n):
+                reactor.callLater(0, wait, n)
+                while not begun[n].is_set():
+                    reactor.iterate(0)
+            wait_for = reactor.cooperative_wait
+            first = gevent.spawn(iterate, 0)
+            begun[0].wait()
+            assert wait_for.greenlet is first
+            second = gevent.spawn(iterate, 1)
+            begun[1].wait()
+            assert wait_for.greenlet is second
+            goes_on[0].set()
+            first.join()
+            assert wait_for.greenlet is second
+            goes_on[1].set()
+            second.join()
+            assert wait_for.greenlet is None
+            """
+        )
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_crash_and_iterate(self, kind: str, run_program: Any) -> None:
         run_program(

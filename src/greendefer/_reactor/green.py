@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 from twisted.internet._signals import _MultiSignalHandling
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ReactorAlreadyRunning
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -64,6 +64,7 @@ class GreenReactor(WritesFirst, _Base):
         self.cooperative_wait: CooperativeWait = cooperative_wait or CooperativeWait()
         self.forked_while_running: bool = False
         self.interrupt_main: InterruptMain = InterruptMain(self)
+        self._run_in: list[greenlet] = []
         self._child_exits = ChildExits(self)
         self.cooperative_wait.when_moved = self._child_exits.moved
         make_greenlet_local()
@@ -102,6 +103,8 @@ class GreenReactor(WritesFirst, _Base):
     # Which greenlet is the reactor's.
 
     def run(self, *args: Any, **kwargs: Any) -> None:
+        if self._started:
+            raise ReactorAlreadyRunning()  # before anything that the one that runs has is changed
         self.cooperative_wait.enter_hub_of_thread()
         try:
             self._in_this_greenlet(super().run, *args, **kwargs)
@@ -113,13 +116,16 @@ class GreenReactor(WritesFirst, _Base):
 
     def _in_this_greenlet(self, f: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         wait = self.cooperative_wait
-        outer = wait.greenlet
-        wait.greenlet = getcurrent()
+        me = getcurrent()
+        self._run_in.append(me)
+        wait.greenlet = me
         try:
             f(*args, **kwargs)
         finally:
-            wait.greenlet = outer
-        if self.interrupt_main.interrupted and outer is None:
+            # Greenlets that call iterate() need not end in the order in which they began.
+            self._run_in.remove(me)
+            wait.greenlet = self._run_in[-1] if self._run_in else None
+        if self.interrupt_main.interrupted and wait.greenlet is None:
             self.interrupt_main.interrupted = False
             raise KeyboardInterrupt
 
