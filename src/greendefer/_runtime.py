@@ -88,6 +88,8 @@ class Runtime:
             self._process = getpid()
             self._thread = get_thread_ident()
             self._timer.forked()
+            if self._posted:  # by another thread, which may not have come to posting it
+                self.call_soon(self._flush)
             for pool in list(self.pools):
                 pool._forked()
 
@@ -106,7 +108,11 @@ class Runtime:
         self._outbox.append((fire, result))
         if not self._posted:
             self._posted = True
-            self._post()
+            try:
+                self._post()
+            except BaseException:  # Ctrl-C, in the main greenlet
+                self._posted = False
+                raise
 
     def _post(self) -> None:
         self.call_soon(self._flush)
@@ -198,7 +204,8 @@ class GreenRuntime(Runtime):
             pool._lose(calls, "was lost: somebody has destroyed gevent's hub, which it ran on")
 
     def let_others_run(self) -> None:
-        self.wait.wait(MOMENT)
+        # Nobody would take what there is to read, and a wait would end at once for that.
+        self.wait.pause(MOMENT)
 
     def reactor_stopped(self) -> None:
         self._watch.stop()

@@ -185,6 +185,9 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
     def forked(self) -> None:
         self._asyncioEventloop.forked()
         super().forked()
+        # Another thread may have noted it, and not come to posting it.
+        self._posted = True
+        self._asyncioEventloop.call_soon(self._run_thread_calls)
 
     def callFromThread(  # type: ignore[override]
         self, f: Callable[..., Any], *args: Any, **kwargs: Any
@@ -195,11 +198,20 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
         self._hold_back()
         if not self._posted:
             self._posted = True
-            if self.cooperative_wait.is_this_thread():
-                # In our own thread, asyncio's pipe is too much.
-                self._asyncioEventloop.call_soon(self._run_thread_calls)
-            else:
-                self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
+            try:
+                self._post()
+            except BaseException:  # Ctrl-C, in the main greenlet
+                self._posted = False
+                raise
+
+    def _post(self) -> None:
+        if self.cooperative_wait.is_this_thread():
+            # In our own thread, asyncio's pipe is too much.
+            self._asyncioEventloop.call_soon(self._run_thread_calls)
+            # In a signal's handler, asyncio may have decided already how long it waits.
+            self.cooperative_wait.wake()
+        else:
+            self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
 
     _posted = False
 

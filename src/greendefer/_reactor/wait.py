@@ -172,15 +172,17 @@ class CooperativeWait:
             # Somebody calls reactor.iterate() while the reactor sleeps in its own greenlet.
             gevent.sleep(0)
             return
-        if self._woken:
-            timeout = 0.0
         now = monotonic()
         self._due = now + SLICE
-        self._parked = getcurrent()
         onlooker = self.onlooker
-        if onlooker is not None and onlooker.asleep:
-            onlooker.wake()
         try:
+            # In this order: a signal's handler may call wake() anywhere, which is seen here, or
+            # has seen that this one is parked.
+            self._parked = getcurrent()
+            if self._woken:
+                timeout = 0.0
+            if onlooker is not None and onlooker.asleep:
+                onlooker.wake()
             if timeout == 0.0 and now - self._last_round < SLICE:
                 self.loop.run_callback(self._resume)
                 self._park(hub)
@@ -194,6 +196,11 @@ class CooperativeWait:
             self.turns += 1
             if onlooker is not None and onlooker.asleep:
                 onlooker.wake()
+
+    def pause(self, seconds: float) -> None:
+        """Give way to the hub for as long, whatever there is to be read meanwhile."""
+        self.turns += 1
+        gevent.sleep(seconds)
 
     @property
     def is_parked(self) -> bool:
@@ -245,21 +252,22 @@ class CooperativeWait:
         at = monotonic() + timeout
         if at > self._alarm_at - ALARM_PRECISION:
             return
+        self._alarm_at = inf
         if self._alarm is not None:
             self._alarm.close()
-        self._alarm_at = at
         self._alarm = self.loop.timer(
             for_timer(self.loop, timeout), ref=False, priority=self.loop.MAXPRI
         )
         self._alarm.start(self._ring, update=True)
+        self._alarm_at = at  # last: a signal's handler may have raised an error
 
     def _ring(self) -> None:
         self._alarm_at = inf
         self._resume()
 
     def _park(self, hub: Hub) -> None:
-        me = self._parked
-        hub.switch()
+        me = getcurrent()
+        self._switch_to(hub)
         while self._visitor is not None:
             visitor, self._visitor = self._visitor, None
             turns = self.turns
@@ -270,9 +278,14 @@ class CooperativeWait:
                 visitor()
             finally:
                 self._has_visit = False
+            self._parked = me
             if self._woken or self.turns != turns or monotonic() >= self._due:
                 return
-            self._parked = me
+            self._switch_to(hub)
+
+    def _switch_to(self, hub: Hub) -> None:
+        if self._parked is not None:
+            # Else it was resumed already, in a signal's handler that has switched greenlets.
             hub.switch()
 
     def _resume(self) -> None:
