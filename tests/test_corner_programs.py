@@ -684,6 +684,37 @@ def test_a_pool_that_has_just_broken_ends_before_python_does(run_program: Any) -
     ).stdout.index("looked")
 
 
+def test_the_garbage_collector_in_an_executors_manager(run_program: Any) -> None:
+    """It finds no executor, for which the manager would wait for a lock that it has."""
+    run_program(
+        """
+        import gc, multiprocessing, threading
+        from concurrent.futures import ProcessPoolExecutor, process
+        import greendefer
+        greendefer.install()
+
+        closed = threading.Event()
+        close = process._ThreadWakeup.close
+        def close_and_collect(self):  # its manager has the lock
+            if threading.current_thread() is not threading.main_thread():
+                gc.collect()
+                closed.set()
+            close(self)
+        process._ThreadWakeup.close = close_and_collect
+
+        def make():
+            return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+        async def main():
+            pool = greendefer.ExecutorPool(make, 1)
+            assert await pool.submit(len, "four") == 4
+            gc.disable()
+        go(main)
+        assert closed.wait(20)
+        """
+    )
+
+
 WORK = """
 import os, signal, time
 

@@ -96,6 +96,7 @@ class ExecutorCarrier:
                     error.__cause__ = e
                 if mine or item.claim():
                     item.end(failed_with(error))
+                del error  # whose traceback has this frame
         self._submits = False
         if self._is_retired:  # what it was made for was withdrawn meanwhile
             self._shut_down()
@@ -162,6 +163,7 @@ class ExecutorCarrier:
         self, item: WorkItem, executor: Executor, value: Any, error: BaseException | None
     ) -> None:
         self._submitted -= 1
+        item.carried_by = None  # no cycle with the executor: see _shut_down()
         call = item.call
         if call.carried_by is not item:
             return  # it was withdrawn
@@ -230,6 +232,7 @@ def _will_end(executor: Any) -> None:
 
 
 def _shut_down(executor: Any) -> None:
+    manager = getattr(executor, "_executor_manager_thread", None)
     _will_end(executor)
     try:
         try:
@@ -238,6 +241,11 @@ def _shut_down(executor: Any) -> None:
             executor.shutdown(wait=False)
     except BaseException:
         _log.failure("{executor} could not be shut down", executor=shown(executor))
+    if manager is not None:
+        # Who has the last reference to the executor tells its manager, and takes a lock for that
+        # (concurrent.futures.process, weakref_cb). The manager has that lock now and then: if the
+        # garbage collector found the executor there and then, it would wait for itself, for ever.
+        manager.greendefer_keeps = executor
 
 
 def _join_managers(seconds: float | None = None) -> None:
