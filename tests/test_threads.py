@@ -86,6 +86,34 @@ class TestThreads:
             threads="green",
         )
 
+    def test_green_ones_that_take_their_time_to_end(self, run_program: Any) -> None:
+        """They have failed before that, and are told so once."""
+        run_program(
+            """
+            import gevent, greendefer
+            greendefer.install(threads="green")
+            from twisted.internet import reactor
+            from twisted.python import log
+            log.addObserver(lambda event: logged.append(event) if event["isError"] else None)
+            logged, ends, cleaned = [], [], []
+            def call():
+                reactor.callFromThread(reactor.stop)
+                try:
+                    gevent.sleep(3600)
+                finally:
+                    gevent.sleep(0.01)
+                    cleaned.append(True)
+            def told(success, result):
+                ends.append((success, result.type))
+            reactor.callWhenRunning(
+                lambda: reactor.getThreadPool().callInThreadWithCallback(told, call))
+            reactor.run()
+            assert cleaned
+            assert ends == [(False, greendefer.PoolClosed)], ends
+            assert not logged, logged
+            """
+        )
+
     def test_green_ones_in_flight_when_the_reactor_stops(self, run_program: Any) -> None:
         run_program(
             """

@@ -69,14 +69,20 @@ class GreenThreadPool(ThreadPool):
         if onResult is None:
             onResult = _log_failure
         told: list[bool] = []
-        self.pool.submit(self._run, onResult, told, func, args, kw).addErrback(
-            lambda failure: told or onResult(False, failure)
+
+        def tell(success: bool, result: Any) -> None:
+            # Once: a call that is killed as its pool is closed has failed before it ends.
+            if not told:
+                told.append(True)
+                onResult(success, result)
+
+        self.pool.submit(self._run, tell, func, args, kw).addErrback(
+            lambda failure: tell(False, failure)
         )
 
     def _run(
         self,
-        onResult: Callable[..., object],
-        told: list[bool],
+        tell: Callable[[bool, Any], None],
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kw: dict[str, Any],
@@ -92,9 +98,8 @@ class GreenThreadPool(ThreadPool):
         finally:
             del self._slots[me]
             heappush(self._free_slots, slot)
-        told.append(True)
         try:
-            onResult(success, result)
+            tell(success, result)
         except Exception:
             log.err(None, "The callback of a call in a thread pool failed")
         if not success and isinstance(result.value, GreenletExit):
