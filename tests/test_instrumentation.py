@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gevent.event import Event
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import Clock
 
@@ -119,6 +120,28 @@ def test_cancelled_while_it_runs_and_while_it_is_queued(seen: Any) -> None:
         ("ended", "cancelled", False),
         ("ended", "cancelled", True),
     ]
+
+
+def test_cancelled_while_a_hook_gives_way(gate: Any, in_reactor: Any) -> None:
+    """Which none should; but a handler of its log may. The call ends all the same."""
+    begun, goes_on = Event(), Event()
+
+    class GivesWay(Recorder):
+        def started(self, call: CallDetails, *, queued: float) -> None:
+            begun.set()
+            goes_on.wait()
+
+    set_hooks([GivesWay()])
+    pool = GreenPool(1)
+    call = pool.submit(gate)
+    assert begun.wait(20)
+    in_reactor(call.cancel)
+    with pytest.raises(CancelledError):
+        wait_for_deferred(call)
+    in_reactor(lambda: None)  # who kills it has not found it
+    goes_on.set()
+    wait_for_deferred(pool._when_idle(), 20)
+    assert not gate.entered.is_set()
 
 
 def test_out_of_time(seen: Any) -> None:

@@ -406,6 +406,24 @@ class TestCancelling:
         assert greendefer.wait_for_deferred(pool.submit(gevent.getcurrent)) is not worker
         stats(pool)
 
+    def test_an_idle_worker_that_somebody_switched_to(self, gates: Any, stats: Any) -> None:
+        """It is still one worker, and has one call at a time."""
+        pool = GreenPool(2)
+        worker = greendefer.wait_for_deferred(pool.submit(gevent.getcurrent))
+        carrier: Any = pool._carrier
+        while worker not in carrier.idle:
+            gevent.sleep(0)
+        gevent.get_hub().loop.run_callback(worker.switch)
+        gevent.sleep(0)
+        assert carrier.idle == [worker]
+        both = gates(2)
+        calls = [pool.submit(gate) for gate in both]
+        for gate in both:
+            assert gate.entered.wait(10)
+            gate.opened.set()
+        assert greendefer.wait_for_deferred(gatherResults(calls)) == ["through", "through"]
+        stats(pool)
+
     def test_what_is_late_is_dropped_quietly(self, gates: Any, stats: Any) -> None:
         """A result, an exception, and a Deferred that fails: `logged` finds no unhandled error."""
         pool = GreenPool(3)

@@ -55,6 +55,7 @@ class Steps:
     step_began: float | None = None
     carried_by: Any = None
     is_leaving: bool = False
+    was_killed: bool = False
 
     def __init__(
         self, open_source: Callable[[], Iterable[Any]], name: str, prefetch: int, closes: bool

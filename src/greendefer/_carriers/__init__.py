@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from .._admission import Call
@@ -49,6 +49,7 @@ class Job(Protocol):
     """What a kept worker runs: a call, or something that is less.
 
     :ivar call: the call that others see while it runs.
+    :ivar was_killed: was it told to end?
     :ivar is_leaving: must it not be killed any more?
     :ivar carried_by: whatever its carrier needs to find it again while it runs.
     """
@@ -61,6 +62,8 @@ class Job(Protocol):
     def call(self) -> Call: ...
     @property
     def is_leaving(self) -> bool: ...
+    @property
+    def was_killed(self) -> bool: ...
 
     def begin(self) -> bool:
         """It starts to run now; ``False``, if it was withdrawn."""
@@ -136,6 +139,9 @@ class WorkItem:
 
     def closed_error(self) -> Exception:
         return self.job.closed_error()
+
+    was_killed: ClassVar[bool] = False
+    """Who kills it asks its thread to, and that is after it has begun there."""
 
     # What the thread that takes it calls; the call hears of it in the reactor's.
 

@@ -61,9 +61,10 @@ class Worker(greenlet):
     :ivar calls: those that it runs now, each inside of the one before it.
     :ivar killed: the call that it was last told to end.
     :ivar retired: it ends when its call has ended.
+    :ivar is_idle: it is among those that its carrier has.
     """
 
-    __slots__ = ("_carrier", "calls", "kill_next", "kill_watch", "killed", "retired")
+    __slots__ = ("_carrier", "calls", "is_idle", "kill_next", "kill_watch", "killed", "retired")
 
     def __init__(self, carrier: GreenletCarrier) -> None:
         super().__init__(parent=carrier.hub)
@@ -72,6 +73,7 @@ class Worker(greenlet):
         self.kill_next: Job | None = None
         self.kill_watch: weakref.ref[Kill] | None = None
         self.retired: bool = False
+        self.is_idle: bool = False
         self._carrier = carrier
         carrier.workers += 1
 
@@ -94,7 +96,9 @@ class Worker(greenlet):
                 if ready and monotonic() < carrier.until:
                     self.execute(ready.popleft())
                 else:
-                    carrier.idle.append(self)
+                    if not self.is_idle:  # as it is if it was somebody else who switched here
+                        self.is_idle = True
+                        carrier.idle.append(self)
                     carrier.hub.switch()
         finally:
             carrier.workers -= 1
@@ -110,6 +114,8 @@ class Worker(greenlet):
         call.carried_by = self
         stray = result = None
         try:
+            if call.was_killed:  # a hook has given way as it began, and nobody found it here
+                raise self.kill_of(call)
             result = call.run()
             if self.killed is call:
                 self.log_swallowed(call)
@@ -223,6 +229,7 @@ class GreenletCarrier:
         try:
             while self.ready and monotonic() < self.until:
                 worker = idle.pop() if idle else Worker(self)
+                worker.is_idle = False
                 if not worker.dead:  # as one is that somebody killed while it was idle
                     worker.switch()  # comes back here when its call waits, or it is idle
         finally:
