@@ -1071,6 +1071,27 @@ class TestBlocks:
         gate.opened.set()
         wait_for_deferred(gatherResults(blockers))
 
+    def test_it_is_not_left_sooner_than_its_calls(self, pool: GreenPool, in_reactor: Any) -> None:
+        """Its end has a slot: what it waits for there is a call of the block."""
+
+        class Keeps(Client):
+            def session(self, fails: str = "") -> Session:
+                self.made = super().session(fails)
+                return self.made
+
+        client = Keeps()
+        p = green_proxy(client, pool=pool, timeout=Timeouts(queued=0.05))
+        blocked: list[Any] = []
+
+        async def main() -> None:
+            async with p.session() as session:
+                blocked.append(session.block())
+                gevent.spawn_later(0.2, client.made.go.set)
+
+        in_reactor(main)
+        assert wait_for_deferred(blocked[0]) == "through"
+        assert client.log == ["enter", "exit"]
+
     def test_one_context(self, in_reactor: Any) -> None:
         var = contextvars.ContextVar("var", default="unset")
 

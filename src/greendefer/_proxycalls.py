@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from contextvars import ContextVar, copy_context
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -311,7 +312,10 @@ class Block:
                 exc,
                 getattr(exc, "__traceback__", None),
             )
-            return bool(await worker._call(self._exit, args, {}, self._timeouts, "abandon"))
+            timeouts = self._timeouts
+            if timeouts is not None:  # it has its slot; what it waits for are the block's own calls
+                timeouts = replace(timeouts, queued=None)
+            return bool(await worker._call(self._exit, args, {}, timeouts, "abandon"))
         finally:
             if self._owned:
                 left = worker._leave()
