@@ -178,7 +178,7 @@ class HoldupWatch:
                 break
             except Empty:
                 pass
-        if stack is not None and is_over:
+        if stack is not None and is_over and _threshold is not None:
             _warn_of_holding(name, key, monotonic() - knocked_at, stack)
 
     # In the hub.

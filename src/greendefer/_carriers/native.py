@@ -93,6 +93,7 @@ def start_thread(f: Callable[[], None], name: str) -> Callable[[float], object]:
                 # It has raised LoopExit here, and waits there for what nobody sends: as it would
                 # for ever, with all that its stack has, once the thread is gone.
                 hub.throw()
+            del hub  # whoever has waited for this thread finds nothing of it
             alive.release()
 
     def run_seen() -> None:  # pragma: no cover - it begins before anything can see it
