@@ -111,7 +111,7 @@ def gunicorn(
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """gunicorn with gevent's workers, for an app in that folder; and the port. It is killed at the
     end, if it has not ended by then."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         port = listening.getsockname()[1]
         process = subprocess.Popen(
             [

@@ -341,14 +341,16 @@ class TestTheEnd:
     set_shutdown_grace(running=0.02, ending=0.02)
     pool = GreenPool(1)
     late = []
+    over = Deferred()
 
     async def main():
         await pool.submit(len, "four")
-        reactor.addSystemEventTrigger("before", "shutdown", deferLater, reactor, 0.2)
+        reactor.addSystemEventTrigger("before", "shutdown", lambda: over)
         reactor.callLater(0, lambda: reactor.callLater(0.1, submit_late))
 
     def submit_late():
-        pool.submit(gevent.sleep, 0.05).addBoth(late.append)
+        d = pool.submit(gevent.sleep, 0.05).addBoth(late.append)
+        d.addBoth(lambda _: reactor.callLater(0.05, over.callback, None))
 
     go(main)
     assert late == [None], late
@@ -492,9 +494,10 @@ class TestHelperThread:
     async def main(how):
         pool = GreenPool(1)
         seen, raised = [], []
-        at_its_end, go = [], []
+        begun, thrown, at_its_end, go = [], [], [], []
 
         def borrower():
+            begun.append(1)
             try:
                 while True:
                     gevent.sleep(0.01)
@@ -504,22 +507,29 @@ class TestHelperThread:
                     gevent.sleep(0.01)
                 seen.append("borrower")
 
+        def throw(lender):
+            while not begun:
+                gevent.sleep(0.001)
+            for error in IndexError(), KeyError():
+                gevent.get_hub().loop.run_callback(lender.throw, error)
+                gevent.sleep(0.01)
+            thrown.append(1)
+
         def lender():
+            gevent.spawn(throw, gevent.getcurrent())
             try:
-                with gevent.Timeout(0.06, KeyError()), gevent.Timeout(0.02, IndexError()):
-                    blocking_from_greenlet(green_deferred(borrower, pool=pool))()
+                blocking_from_greenlet(green_deferred(borrower, pool=pool))()
             except BaseException as e:
                 seen.append(type(e).__name__)
                 raise
 
         running = pool.submit(lender)
         running.addErrback(lambda failure: raised.append(failure.type))
-        while not at_its_end:
+        while not (at_its_end and thrown):
             await deferLater(reactor, 0.01)
-        await deferLater(reactor, 0.15)
         if how == "kill":
             running.cancel()
-            await deferLater(reactor, 0.05)
+            await GreenPool(1).submit(len, "")  # the helper gets to that after the kill
         assert seen == [], seen
         go.append(1)
         await running

@@ -36,9 +36,14 @@ WATCHED = """
 
     globalLogPublisher.addObserver(observe)
 
-    async def seen(n):
-        while len(warnings) < n:
-            await task.deferLater(reactor, 0.01)
+    # On a busy machine the loop may be held for 50 ms by other programs, and that is said, too; and
+    # who watches may come too late to see it held.
+    def said(what):
+        return [each for each in warnings if what in each]
+
+    async def until(what, f):
+        while not said(what):
+            await f()
 """
 
 
@@ -58,9 +63,7 @@ def test_after_a_time_without_threads(run_program: Any) -> None:
     async def main(reactor):
         threading.Thread.start = start
         await task.deferLater(reactor, 0.01)
-        while not warnings:
-            await greendefer.defer_to_greenlet(greedy)
-        assert "greedy held the loop" in warnings[0], warnings
+        await until("greedy held the loop", lambda: greendefer.defer_to_greenlet(greedy))
 
     start, threading.Thread.start = threading.Thread.start, refuse
     task.react(main)
@@ -77,16 +80,15 @@ def test_a_call_that_holds_it(run_program: Any) -> None:
         native_sleep(0.4)
 
     async def main(reactor):
-        await greendefer.defer_to_greenlet(greedy)
-        await seen(1)
-        (text,) = warnings
-        assert "greedy held the loop" in text, text
+        await until("greedy held the loop", lambda: greendefer.defer_to_greenlet(greedy))
+        (text,) = said("greedy held the loop")
         assert "native_sleep(0.4)" in text or "in greedy" in text, text
         assert "patch" in text and "NativeThreadPool" in text, text
         await greendefer.defer_to_greenlet(greedy)  # once for each function
         await greendefer.NativeThreadPool(1).submit(native_sleep, 0.3)
         await greendefer.defer_to_greenlet(gevent.sleep, 0.3)
-        assert len(warnings) == 1, warnings
+        assert len(said("greedy held the loop")) == 1, warnings
+        assert not said("The call sleep"), warnings
 
     task.react(main)
     """
@@ -101,10 +103,9 @@ def test_a_callback_that_holds_it(run_program: Any) -> None:
         native_sleep(0.4)
 
     async def main(reactor):
-        await greendefer.defer_to_greenlet(len, "").addCallback(callback)
-        await seen(1)
-        assert "outside of calls" in warnings[0], warnings
-        assert "callback" in warnings[0], warnings
+        await until(
+            "callback (", lambda: greendefer.defer_to_greenlet(len, "").addCallback(callback))
+        assert "outside of calls" in said("callback (")[0], warnings
 
     task.react(main)
     """
@@ -120,11 +121,12 @@ def test_a_callback_that_waits_while_others_go_on(run_program: Any) -> None:
 
     async def main(reactor):
         others = greendefer.defer_to_greenlet(lambda: [time.sleep(0.01) for _ in range(60)])
-        await greendefer.defer_to_greenlet(len, "").addCallback(callback)
-        await seen(1)
+        await until(
+            "reactor has not run",
+            lambda: greendefer.defer_to_greenlet(len, "").addCallback(callback),
+        )
         await others
-        # (On a busy machine the loop may be held for 50 ms by others, and that is said, too.)
-        (warning,) = [w for w in warnings if "reactor has not run" in w]
+        (warning,) = said("reactor has not run")
         assert "in callback" in warning, warnings
         assert "defer_to_greenlet" in warning, warnings
 
@@ -148,7 +150,7 @@ def test_switched_off_and_asleep(run_program: Any) -> None:
         await deferToThread(until_it_sleeps)
         warn_of_holdups(None)
         await greendefer.defer_to_greenlet(native_sleep, 0.3)
-        assert not warnings
+        assert not said("The call sleep"), warnings
 
     task.react(main)
     """
@@ -161,13 +163,12 @@ def test_a_call_that_never_ends(run_program: Any) -> None:
         WATCHED.format(patch=False)
         + """
     def greedy():
-        while not warnings:
+        while not said("greedy held the loop"):
             native_sleep(0.005)
         return "warned"
 
     async def main(reactor):
         assert await greendefer.defer_to_greenlet(greedy) == "warned"
-        assert "greedy held the loop" in warnings[0], warnings
 
     task.react(main)
     """
@@ -204,9 +205,12 @@ def test_a_hub_that_is_left_while_it_is_held(run_program: Any) -> None:
         f"on_libuv = {ON_LIBUV}",
         HELD
         + """
+    looked.clear()
+    warnings.clear()
     watch.wake()
     while not looked:  # somebody holds the loop, it has just found out
         native_sleep(0.001)
+    warn_of_holdups(3600)  # the next one is of no interest
     gevent.get_hub().destroy()
     reactor.callWhenRunning(
         lambda: greendefer.defer_to_greenlet(len, "").addBoth(crash))
@@ -259,9 +263,8 @@ def test_the_last_thing_before_the_reactor_stops(run_program: Any) -> None:
 
     greendefer.defer_to_greenlet(greedy).addBoth(lambda _: reactor.stop())
     reactor.run()
-    text, end = warnings
-    assert "greedy held the loop" in text, text
-    assert end == "Main loop terminated."
+    assert said("greedy held the loop"), warnings
+    assert warnings[-1] == "Main loop terminated."
     """
     )
 
@@ -290,9 +293,7 @@ def test_a_limit_that_no_clock_counts_to(run_program: Any) -> None:
         while not asked:
             await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
         warn_of_holdups(0.05)
-        while not warnings:
-            await greendefer.defer_to_greenlet(greedy)
-        assert "greedy held the loop" in warnings[0], warnings
+        await until("greedy held the loop", lambda: greendefer.defer_to_greenlet(greedy))
 
     task.react(main)
     """
