@@ -42,7 +42,7 @@ class Server:
     def __init__(self) -> None:
         self.paths = {name: self._find(name) for name in self.programs}
         self.folder = Path(tempfile.mkdtemp(prefix="greendefer-"))
-        self.port = free_port()
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._as: dict[str, Any] = {}
         if os.getuid() == 0:
@@ -50,10 +50,22 @@ class Server:
             shutil.chown(self.folder, "nobody", "nogroup")
         try:
             self._run(self.prepare())
-            self.start()
+            self._start_on_a_free_port()
         except BaseException:
             self.remove()
             raise
+
+    def _start_on_a_free_port(self) -> None:
+        """One that was free may not be, a moment later."""
+        for left in 2, 1, 0:
+            self.port = free_port()
+            try:
+                self.start()
+                return
+            except RuntimeError:
+                if not left:
+                    raise
+                self.stop()
 
     def _find(self, name: str) -> str:
         folders = [os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]

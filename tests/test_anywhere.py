@@ -16,8 +16,16 @@ REACTORS = ("green-native", "green-asyncio", "stock-epoll", "stock-asyncio")
 
 
 @functools.cache
+def outcomes_or_error(kind: str) -> dict[tuple[str, str], str] | Exception:
+    """One process runs the whole table for one reactor, once."""
+    try:
+        return outcomes(kind)
+    except Exception as e:
+        return e
+
+
 def outcomes(kind: str) -> dict[tuple[str, str], str]:
-    """What went wrong in each cell. One process runs the whole table for one reactor."""
+    """What went wrong in each cell."""
     done = subprocess.run(
         [sys.executable, anywhere.__file__, kind, *(["patched"] if PATCHED else [])],
         stdout=subprocess.PIPE,
@@ -41,4 +49,7 @@ def outcomes(kind: str) -> dict[tuple[str, str], str]:
 def test_behaviour(kind: str, carrier: str, behaviour: str) -> None:
     if why := anywhere.lacks(kind, carrier):
         pytest.skip(why)
-    assert not outcomes(kind)[carrier, behaviour], outcomes(kind)[carrier, behaviour]
+    got = outcomes_or_error(kind)
+    if isinstance(got, Exception):
+        raise got
+    assert not got[carrier, behaviour], got[carrier, behaviour]

@@ -48,8 +48,10 @@ def test_calls_that_an_executor_drops(gate: Any, result: Any) -> None:
         pytest.skip("its threads are greenlets, and it waits for them")
     executor = ThreadPoolExecutor(1)
     pool = ExecutorPool(executor, 2)
-    go = threading.Event()
-    running = pool.submit(go.wait)
+    begun, go = threading.Event(), threading.Event()
+    running = pool.submit(lambda: begun.set() or go.wait())
+    while not begun.is_set():
+        gevent.sleep(0.001)
     dropped = result(pool.submit(len, "four"))
     executor.shutdown(wait=False, cancel_futures=True)
     assert dropped.error() is ExecutorFailed

@@ -83,7 +83,7 @@ def test_a_signal_as_its_time_runs_out(run_program: Any) -> None:
 
         signal.signal(signal.SIGUSR1, lambda *_: None)
         sys.setswitchinterval(10)
-        idents, mailbox, ended = Mailbox(), Mailbox(), []
+        idents, mailbox, go, ended = Mailbox(), Mailbox(), Mailbox(), []
 
         def wait():
             idents.put(get_thread_ident())
@@ -91,6 +91,7 @@ def test_a_signal_as_its_time_runs_out(run_program: Any) -> None:
                 mailbox.get(timeout=0.3)
             except Empty:
                 ended.append(True)
+            go.get()  # it is there when it is sent the signal
 
         join = start_thread(wait, "waits")
         ident = idents.get()
@@ -99,6 +100,7 @@ def test_a_signal_as_its_time_runs_out(run_program: Any) -> None:
         until = time.monotonic() + 0.4
         while time.monotonic() < until:
             pass
+        go.put(None)
         join(20)
         assert ended
         """

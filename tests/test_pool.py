@@ -164,18 +164,28 @@ class TestLimits:
         assert stats(pool).completed == 10_000
 
 
-def at_stage(stage: str, pool: GreenPool, gate: Any, **options: Any) -> Deferred[Any]:
-    """A call that has got as far as `stage`."""
+def at_stage(
+    stage: str,
+    pool: GreenPool,
+    gate: Any,
+    hear: Callable[[Deferred[Any]], object] = lambda d: None,
+    **options: Any,
+) -> Deferred[Any]:
+    """A call that has got as far as `stage`. `hear` is called with it at once."""
     if stage == "queued":
         blocker = pool.submit(gate)
         call = submit(pool, len, "queued", **options)
+        hear(call)
         assert gate.entered.wait(10)
         blocker.addErrback(lambda f: f.trap(CancelledError, PoolClosed))
         return call
     if stage == "about to start":
-        return submit(pool, gate, **options)
+        call = submit(pool, gate, **options)
+        hear(call)
+        return call
     if stage == "running":
         call = submit(pool, gate, **options)
+        hear(call)
         assert gate.entered.wait(10)
         return call
     if stage == "swallowing the kill":
@@ -189,6 +199,7 @@ def at_stage(stage: str, pool: GreenPool, gate: Any, **options: Any) -> Deferred
             return "late"
 
         call = submit(pool, swallow, **options)
+        hear(call)
         assert gate.entered.wait(10)
         return call
     assert stage == "just finished"
@@ -265,9 +276,18 @@ class TestEveryStage:
             assert result(call).get() is None
             assert stats(pool).completed == 1
             return
-        seconds = 0 if stage == "about to start" else 0.05
-        call = at_stage(stage, pool, gate, timeout=Timeouts(total=seconds, on_expiry=on_expiry))
-        heard = result(call)
+        # One that is to run has its time from when it does: on however slow a machine.
+        limits = {"about to start": {"total": 0.0}, "queued": {"total": 0.05}}
+        limit = limits.get(stage, {"running": 0.05})
+        heards: list[Any] = []
+        at_stage(
+            stage,
+            pool,
+            gate,
+            lambda d: heards.append(result(d)),
+            timeout=Timeouts(**limit, on_expiry=on_expiry),
+        )
+        (heard,) = heards
         assert heard.error() is CallTimeout
         assert heard.greenlets == [reactor.cooperative_wait.greenlet]
         assert isinstance(heard.get().value, TimeoutError)
@@ -474,7 +494,7 @@ class TestCancelling:
         wait_until(lambda: len(steps) == 2)
         assert heard.error() is CancelledError
 
-        timeouts = Timeouts(total=0.01, on_expiry="abandon")
+        timeouts = Timeouts(running=0.01, on_expiry="abandon")
         assert result(submit(pool, pay, timeout=timeouts)).error() is CallTimeout
         for n, step in enumerate(steps):
             step.callback(n)
@@ -520,7 +540,7 @@ class TestTimeouts:
     ) -> None:
         pool = GreenPool(1)
         inner: Deferred[Any] = Deferred()
-        heard = result(submit(pool, lambda: inner, timeout=0.02))
+        heard = result(submit(pool, lambda: inner, timeout=0.5))
         assert greendefer.wait_for_deferred(pool.submit(len, "")) == 0  # its slot is free
         assert heard.error() is CallTimeout
         assert inner.called
@@ -676,7 +696,7 @@ class TestNesting:
 
         def outer() -> None:
             try:
-                greendefer.wait_for_deferred(pool.submit(inner), timeout=0.01)
+                greendefer.wait_for_deferred(pool.submit(inner), timeout=0.5)
             except CallTimeout:
                 ran.append("outer timed out")
 
@@ -872,7 +892,8 @@ class TestCancellersThatRaise:
 
     def test_at_expiry(self, result: Any, stats: Any, logged: Any) -> None:
         pool = GreenPool(1)
-        assert result(submit(pool, self.broken, timeout=0.01)).error() is CallTimeout
+        timeout = Timeouts(running=0.01)
+        assert result(submit(pool, self.broken, timeout=timeout)).error() is CallTimeout
         assert stats(pool).timed_out == 1
         self.expect_logged(logged)
 
@@ -884,7 +905,8 @@ class TestCancellersThatRaise:
     def test_one_that_cancels_the_call_itself(self, result: Any, stats: Any) -> None:
         pool = GreenPool(1)
         calls: list[Any] = []
-        calls.append(submit(pool, lambda: Deferred(lambda _: calls[0].cancel()), timeout=0.01))
+        timeout = Timeouts(running=0.01)
+        calls.append(submit(pool, lambda: Deferred(lambda _: calls[0].cancel()), timeout=timeout))
         assert result(calls[0]).error() is CancelledError
         assert stats(pool).cancelled == 1
 

@@ -1056,7 +1056,12 @@ class TestBlocks:
         assert client.log == ["enter", "one", "exit PoolClosed"]
 
     def test_timeouts(self, pool: GreenPool, gate: Any, in_reactor: Any) -> None:
-        p = green_proxy(Client(), pool=pool, timeout=Timeouts(queued=0.01, running=0.05))
+        p = green_proxy(
+            Client(),
+            pool=pool,
+            timeout=Timeouts(queued=0.01),
+            methods={"block": {"timeout": Timeouts(running=0.05)}},
+        )
 
         async def main() -> None:
             async with p.session() as session:
