@@ -233,6 +233,39 @@ class TestFork:
             """
         )
 
+    @pytest.mark.parametrize("kind", ["native", "asyncio"])
+    def test_while_a_thread_is_about_to_deliver(self, kind: str, run_program: Any) -> None:
+        """It has noted that it will have the reactor called, and in the child it never does."""
+        run_program(
+            """
+            from gevent import monkey
+            waitpid = monkey.get_original("os", "waitpid")
+            import greendefer, os, signal, sys
+            greendefer.install(sys.argv[1])
+            from greendefer._runtime import runtime_here
+            from twisted.internet import reactor
+
+            async def main():
+                assert await greendefer.defer_to_greenlet(len, "four") == 4
+                noted = [runtime_here(), reactor] if sys.argv[1] == "asyncio" else [runtime_here()]
+                for each in noted:
+                    each._posted = True
+                pid = os.fork()
+                if pid:
+                    for each in noted:
+                        each._posted = False
+                    assert waitpid(pid, 0)[1] == 0
+                else:
+                    signal.alarm(60)
+                    assert await greendefer.defer_to_greenlet(len, "child") == 5
+                    os._exit(0)
+                return "done"
+
+            assert go(main) == "done"
+            """,
+            args=[kind],
+        )
+
     def test_a_limit_that_was_set_before_it(self, run_program: Any) -> None:
         """The thread that minds the time is the parent's: the child has another one."""
         run_program(
