@@ -402,7 +402,7 @@ def green_proxy(
     :param pool: where calls run: a pool with workers, or a callable that gets the instance and
         returns one. ``None`` is the default pool of 100.
     :param timeout: seconds for each call, each item, each end of an ``async with``; or a
-        :class:`Timeouts`.
+        :class:`Timeouts`, whose `queued` is no limit of leaving a block: that has its slot.
     :param results: which other results, items and attributes are proxied, sub-clients for
         instance: a type, a tuple of types, or what is called with each and returns true.
     :param properties: names of attributes whose reading does I/O: ``await proxy.name``.
