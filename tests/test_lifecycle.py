@@ -240,13 +240,14 @@ class TestFork:
             """
             from gevent import monkey
             waitpid = monkey.get_original("os", "waitpid")
-            import greendefer, os, signal, sys
+            import gevent, greendefer, os, signal, sys
             greendefer.install(sys.argv[1])
             from greendefer._runtime import runtime_here
             from twisted.internet import reactor
 
             async def main():
                 assert await greendefer.defer_to_greenlet(len, "four") == 4
+                runs = greendefer.defer_to_greenlet(gevent.sleep, 0.05)
                 noted = [runtime_here(), reactor] if sys.argv[1] == "asyncio" else [runtime_here()]
                 for each in noted:
                     each._posted = True
@@ -257,6 +258,7 @@ class TestFork:
                     assert waitpid(pid, 0)[1] == 0
                 else:
                     signal.alarm(60)
+                    assert await runs is None  # it makes no new call before that
                     assert await greendefer.defer_to_greenlet(len, "child") == 5
                     os._exit(0)
                 return "done"
@@ -590,6 +592,38 @@ class TestRun:
             goes_on[1].set()
             second.join()
             assert wait_for.greenlet is None
+            """
+        )
+
+    @pytest.mark.parametrize("kind", ["native", "select"])
+    def test_ctrl_c_while_a_greenlet_iterates(self, kind: str, run_program: Any) -> None:
+        """It is for the main greenlet, which runs the reactor, and comes out of that."""
+        run_program(
+            f"""
+            import gevent, greendefer, signal
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            greendefer.install({kind!r})
+            from gevent.event import Event
+            from twisted.internet import reactor
+            begun, goes_on = Event(), Event()
+            def wait():
+                begun.set()
+                goes_on.wait()
+            def iterate():
+                reactor.callLater(0, wait)
+                while not begun.is_set():
+                    reactor.iterate(0)
+                return "no exception"
+            other = gevent.spawn(iterate)
+            begun.wait()
+            reactor.callLater(0.01, signal.raise_signal, signal.SIGINT)
+            try:
+                reactor.run(installSignalHandlers=False)
+            except KeyboardInterrupt:
+                goes_on.set()
+                assert other.get() == "no exception"
+            else:
+                raise AssertionError("not interrupted")
             """
         )
 

@@ -444,6 +444,32 @@ class TestCancelling:
         assert greendefer.wait_for_deferred(gatherResults(calls)) == ["through", "through"]
         stats(pool)
 
+    def test_an_idle_worker_that_a_call_switches_to(self, gates: Any, stats: Any) -> None:
+        """While there are more calls to begin: none of them begins there."""
+        pool = GreenPool(3)
+        both = gates(2)
+        first = [pool.submit(gate) for gate in both]
+        for gate in both:
+            assert gate.entered.wait(10)
+            gate.opened.set()
+        greendefer.wait_for_deferred(gatherResults(first))
+        carrier: Any = pool._carrier
+        while len(carrier.idle) < 2:
+            gevent.sleep(0)
+
+        def strays() -> None:
+            gevent.get_hub().loop.run_callback(gevent.getcurrent().switch)
+            carrier.idle[0].switch()
+
+        both = gates(2)
+        calls = [pool.submit(strays), *(pool.submit(gate) for gate in both)]
+        for gate in both:
+            assert gate.entered.wait(10)
+            gate.opened.set()
+        got = greendefer.wait_for_deferred(gatherResults(calls))
+        assert got == [None, "through", "through"]
+        stats(pool)
+
     def test_what_is_late_is_dropped_quietly(self, gates: Any, stats: Any) -> None:
         """A result, an exception, and a Deferred that fails: `logged` finds no unhandled error."""
         pool = GreenPool(3)

@@ -81,6 +81,7 @@ class Runtime:
         """This is a child process. Most children execute another program at once; those that do
         not look again who is here, before their first call."""
         self._thread = -1
+        self._posted = False  # perhaps by a thread that is not here, and had not come to it
 
     def renew_if_forked(self) -> None:
         """Let go of the parent's threads, if this is a child process."""
@@ -88,7 +89,8 @@ class Runtime:
             self._process = getpid()
             self._thread = get_thread_ident()
             self._timer.forked()
-            if self._posted:  # by another thread, which may not have come to posting it
+            if self._outbox:
+                self._posted = True
                 self.call_soon(self._flush)
             for pool in list(self.pools):
                 pool._forked()
@@ -110,8 +112,8 @@ class Runtime:
             self._posted = True
             try:
                 self._post()
-            except BaseException:  # Ctrl-C, in the main greenlet
-                self._posted = False
+            except BaseException:  # Ctrl-C, in the main greenlet: perhaps before it was done
+                self._post()
                 raise
 
     def _post(self) -> None:

@@ -200,8 +200,8 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
             self._posted = True
             try:
                 self._post()
-            except BaseException:  # Ctrl-C, in the main greenlet
-                self._posted = False
+            except BaseException:  # Ctrl-C, in the main greenlet: perhaps before it was done
+                self._post()
                 raise
 
     def _post(self) -> None:

@@ -93,10 +93,10 @@ class Worker(greenlet):
                 # A worker that returns from a long wait finds the time slice used up and parks; a
                 # dispatch is already scheduled and will resume it. So calls run here for one slice
                 # at most.
-                if ready and monotonic() < carrier.until:
+                if ready and not self.is_idle and monotonic() < carrier.until:
                     self.execute(ready.popleft())
                 else:
-                    if not self.is_idle:  # as it is if it was somebody else who switched here
+                    if not self.is_idle:  # as it still is if it was somebody else who switched here
                         self.is_idle = True
                         carrier.idle.append(self)
                     carrier.hub.switch()
@@ -115,7 +115,7 @@ class Worker(greenlet):
         stray = result = None
         try:
             if call.was_killed:  # a hook has given way as it began, and nobody found it here
-                raise self.kill_of(call)
+                raise Kill(call) if self.killed in self.calls else self.kill_of(call)
             result = call.run()
             if self.killed is call:
                 self.log_swallowed(call)

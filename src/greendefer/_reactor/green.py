@@ -117,15 +117,15 @@ class GreenReactor(WritesFirst, _Base):
     def _in_this_greenlet(self, f: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         wait = self.cooperative_wait
         me = getcurrent()
+        wait.greenlet = me  # first: then Ctrl-C is no exception here
         self._run_in.append(me)
-        wait.greenlet = me
         try:
             f(*args, **kwargs)
         finally:
             # Greenlets that call iterate() need not end in the order in which they began.
             self._run_in.remove(me)
             wait.greenlet = self._run_in[-1] if self._run_in else None
-        if self.interrupt_main.interrupted and wait.greenlet is None:
+        if self.interrupt_main.interrupted and me is wait.hub.parent and me not in self._run_in:
             self.interrupt_main.interrupted = False
             raise KeyboardInterrupt
 
