@@ -146,9 +146,9 @@ def test_too_few_descriptors_for_a_process(what: str, run_limited: Any) -> None:
 
         async def nothing_is_left():
             until = time.monotonic() + 60  # processes end when they get to it
-            while used() != before and time.monotonic() < until:
+            while (now := used()) != before:
+                assert time.monotonic() < until, (now, before)
                 await greendefer.defer_to_greenlet(gevent.sleep, 0.01)
-            assert used() == before, (used(), before)
 
         async def main():
             global before
