@@ -208,7 +208,9 @@ class CooperativeWait:
         return self._parked is not None
 
     def _go_round(self, timeout: float | None) -> None:
-        new = self._each = []
+        new = self._each
+        while new:  # a signal's handler has raised an error as they were closed
+            new.pop().close()
         if self._descriptors is not None:
             try:
                 new += [self._watcher(fd, events) for fd, events in self._descriptors()]
@@ -235,8 +237,8 @@ class CooperativeWait:
         finally:
             for watcher in self._watchers or new:  # other ones in a forked child
                 watcher.stop()
-            for watcher in new:
-                watcher.close()
+            while new:
+                new.pop().close()
             self._at_once.stop()
 
     def _set_alarm(self, timeout: float) -> None:
