@@ -95,6 +95,7 @@ def test_a_handler_that_asks_for_something(kind: str, how: str, run_program: Any
     )
 
 
+# (Not select: it has hung there once, patched, on 3.13 under coverage, and it is not known why.)
 @pytest.mark.parametrize("kind", ["native"])
 def test_a_handler_that_raises_an_error(kind: str, run_program: Any) -> None:
     """Twisted's main loop logs that, and goes on; so do its timers."""

@@ -150,9 +150,9 @@ class TestTutorialService:
             assert get(f"{url}/notes", data=b"buy tea") == b'{"id": 1, "notes": 1}\n'
             assert get(f"{url}/notes") == b'[{"id": 1, "text": "buy tea"}]\n'
 
-            many = [later(status, f"{url}/slow?seconds=2") for _ in range(40)]
+            many = [later(status, f"{url}/slow?seconds=1") for _ in range(100)]
             until_it_says(b"running=20", url)
-            assert [each() for each in many] == [200] * 40
+            assert [each() for each in many] == [200] * 100
 
             assert status(f"{url}/slow?seconds=60") == 504
             assert b"timed_out=1" in get(f"{url}/stats")

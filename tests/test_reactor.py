@@ -362,16 +362,20 @@ class TestLifeCycle:
 
     def test_an_idle_reactor_sleeps(self, reactor: Any) -> None:
         """No turn without a reason: none in the time that a hundred wait for something else."""
-        turns = []
+        turns: list[int] = []
         original = reactor.runUntilCurrent
         gevent.sleep(0.05)
         reactor.runUntilCurrent = lambda: (turns.append(1), original())
         try:
-            for _ in range(100):
-                gevent.sleep(0.001)
+            for _ in range(5):  # alarms of earlier tests may yet ring: a turn each, and once
+                turns.clear()
+                for _ in range(100):
+                    gevent.sleep(0.001)
+                if len(turns) <= 1:
+                    break
         finally:
             del reactor.runUntilCurrent
-        assert len(turns) <= 5  # alarms of earlier tests may yet ring, one turn each
+        assert len(turns) <= 1
 
 
 def test_what_the_reactor_starts_between_two_greenlets_starts_at_once(

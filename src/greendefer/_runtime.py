@@ -23,6 +23,7 @@ from ._holdups import HoldupWatch
 from ._patched import is_patched
 from ._reactor.installed import has_stopped, installed_reactor, is_reactor_thread, name_of
 from ._reactor.loops import is_destroyed
+from ._reactor.posting import PostsOnce
 from ._reactor.wait import SLICE, get_thread_ident
 from ._twistedcontext import make_greenlet_local
 from .shutdown import MOMENT, Shutdown
@@ -36,7 +37,7 @@ _modules = sys.modules
 _runtime: Runtime | None = None
 
 
-class Runtime:
+class Runtime(PostsOnce):
     """One installed reactor: what the calls of all pools have in common.
 
     :ivar now: the clock that all timeouts go by.
@@ -56,7 +57,6 @@ class Runtime:
         self.pools: WeakSet[Pool] = WeakSet()
         self._thread: int = get_thread_ident()
         self._outbox: deque[tuple[Callable[[Any], object], Any]] = deque()
-        self._posted = False
         self._process = getpid()
         self.stopped: bool = has_stopped(reactor)
         self.waits: set[Any] = set()
@@ -109,12 +109,7 @@ class Runtime:
         thread: what was appended before the flag is asked, the flush that clears it will find."""
         self._outbox.append((fire, result))
         if not self._posted:
-            self._posted = True
-            try:
-                self._post()
-            except BaseException:  # Ctrl-C, in the main greenlet: perhaps before it was done
-                self._post()
-                raise
+            self._post_once()
 
     def _post(self) -> None:
         self.call_soon(self._flush)

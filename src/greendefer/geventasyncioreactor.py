@@ -29,6 +29,7 @@ from ._patched import original
 from ._reactor.dispatch import call_with_logger
 from ._reactor.green import GreenReactor
 from ._reactor.installed import refuse_if_installed
+from ._reactor.posting import PostsOnce
 from ._reactor.stock import native_kind
 from ._reactor.wait import READ, WRITE, CooperativeWait, nothing
 
@@ -160,7 +161,7 @@ class GreenEventLoop(asyncio.SelectorEventLoop):
         return handle
 
 
-class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
+class GeventAsyncioReactor(PostsOnce, GreenReactor, AsyncioSelectorReactor):
     """Twisted's asyncio reactor, waiting in gevent's hub.
 
     :param eventloop: a :class:`GreenEventLoop`; ``None`` makes one, and makes it asyncio's
@@ -197,12 +198,7 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
         self.threadCallQueue.append((f, args, kwargs))
         self._hold_back()
         if not self._posted:
-            self._posted = True
-            try:
-                self._post()
-            except BaseException:  # Ctrl-C, in the main greenlet: perhaps before it was done
-                self._post()
-                raise
+            self._post_once()
 
     def _post(self) -> None:
         if self.cooperative_wait.is_this_thread():
@@ -212,8 +208,6 @@ class GeventAsyncioReactor(GreenReactor, AsyncioSelectorReactor):
             self.cooperative_wait.wake()
         else:
             self._asyncioEventloop.call_soon_threadsafe(self._run_thread_calls)
-
-    _posted = False
 
     def _run_thread_calls(self) -> None:
         self._posted = False  # first: what is appended from now on is posted again
