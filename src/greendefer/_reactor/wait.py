@@ -168,7 +168,8 @@ class CooperativeWait:
         input and output included.
         """
         hub = self.enter_hub_of_thread()
-        if self._parked is not None:
+        me = getcurrent()
+        if self._parked is not None and self._parked is not me:
             # Somebody calls reactor.iterate() while the reactor sleeps in its own greenlet.
             gevent.sleep(0)
             return
@@ -178,7 +179,7 @@ class CooperativeWait:
         try:
             # In this order: a signal's handler may call wake() anywhere, which is seen here, or
             # has seen that this one is parked.
-            self._parked = getcurrent()
+            self._parked = me
             if self._woken:
                 timeout = 0.0
             if onlooker is not None and onlooker.asleep:
@@ -269,21 +270,30 @@ class CooperativeWait:
 
     def _park(self, hub: Hub) -> None:
         me = getcurrent()
-        self._switch_to(hub)
+        if self._visitor is None:  # else it was left: see _receive()
+            self._switch_to(hub)
         while self._visitor is not None:
-            visitor, self._visitor = self._visitor, None
             turns = self.turns
             if self.onlooker is not None and self.onlooker.asleep:
                 self.onlooker.wake()
-            self._has_visit = True
-            try:
-                visitor()
-            finally:
-                self._has_visit = False
+            self._receive(self._visitor)
             self._parked = me
             if self._woken or self.turns != turns or monotonic() >= self._due:
                 return
             self._switch_to(hub)
+
+    def _receive(self, visitor: Callable[[], object]) -> None:
+        """Call the visitor. If a signal's handler raises an error before that has done its work, it
+        is called once more, in the next wait: nobody else would come for what it brings."""
+        try:
+            self._visitor = self._parked = None
+            self._has_visit = True
+            visitor()
+        except BaseException:
+            self._visitor = visitor
+            raise
+        finally:
+            self._has_visit = False
 
     def _switch_to(self, hub: Hub) -> None:
         if self._parked is not None:
