@@ -135,7 +135,47 @@ def test_a_handler_that_raises_an_error(kind: str, how: str, run_program: Any) -
     )
 
 
-@pytest.mark.parametrize("before", ["wait", "_go_round", "_set_alarm", "_park", "_switch_to"])
+@pytest.mark.parametrize("kind", ["native", "select"])
+def test_a_handler_that_raises_an_error_as_a_result_is_taken(kind: str, run_program: Any) -> None:
+    """The reactor takes it all the same, and those that come later."""
+    run_program(
+        """
+        import signal, sys
+        import gevent, greendefer
+        greendefer.install(sys.argv[1])
+        from greendefer._runtime import GreenRuntime
+        from twisted.internet import reactor
+
+        def fail(signum, frame):
+            raise ZeroDivisionError
+
+        signal.signal(signal.SIGUSR1, fail)
+        pool = greendefer.GreenPool(1)
+        original = GreenRuntime._flush
+        left = [1]
+
+        def interrupted(runtime):
+            if left[0] and runtime.wait._has_visit:
+                left[0] = 0
+                signal.raise_signal(signal.SIGUSR1)
+            original(runtime)
+
+        GreenRuntime._flush = interrupted
+
+        async def main():
+            for _ in range(3):
+                assert await pool.submit(gevent.sleep, 0.001) is None
+            assert not left[0]
+
+        go(main)
+        """,
+        args=[kind],
+    )
+
+
+@pytest.mark.parametrize(
+    "before", ["wait", "_go_round", "_set_alarm", "_park", "_switch_to", "_switch_to, woken"]
+)
 @pytest.mark.parametrize("kind", ["native", "select", "asyncio"])
 def test_ctrl_c_in_the_reactors_greenlet(kind: str, before: str, run_program: Any) -> None:
     """It goes to the program's main greenlet, which cleans up with the reactor's help."""
@@ -145,7 +185,7 @@ def test_ctrl_c_in_the_reactors_greenlet(kind: str, before: str, run_program: An
         import gevent, greendefer
         from gevent.event import Event
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        kind, before = sys.argv[1:]
+        kind, (before, *woken) = sys.argv[1], sys.argv[2].split(", ")
         greendefer.install(kind)
         reactor = greendefer.start_reactor()
         from greendefer._reactor.wait import CooperativeWait
@@ -159,6 +199,8 @@ def test_ctrl_c_in_the_reactors_greenlet(kind: str, before: str, run_program: An
         def interrupted(*args):
             if left[0]:
                 left[0] = 0
+                if woken:  # then the hub takes the reactor's greenlet out of the handler
+                    reactor.callFromThread(len, "")
                 signal.raise_signal(signal.SIGINT)
             return original(*args)
 
