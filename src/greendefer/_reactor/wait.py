@@ -170,7 +170,8 @@ class CooperativeWait:
         hub = self.enter_hub_of_thread()
         me = getcurrent()
         if self._parked is not None and self._parked is not me:
-            # Somebody calls reactor.iterate() while the reactor sleeps in its own greenlet.
+            # Somebody calls reactor.iterate() while the reactor sleeps in its own greenlet. (This
+            # one is not asleep: an error of a signal's handler has kept that from being noted.)
             gevent.sleep(0)
             return
         now = monotonic()
